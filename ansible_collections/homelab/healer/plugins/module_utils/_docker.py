@@ -1,0 +1,300 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The Docker Engine, seen and spoken to through the docker SDK.
+
+PRIVATE to the collection: it may change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+from ansible.module_utils.basic import env_fallback, missing_required_lib
+
+from ansible_collections.homelab.healer.plugins.module_utils._cgroup import Reading, bounded, read_cgroup
+from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, Values
+from ansible_collections.homelab.healer.plugins.module_utils._containers import PERIOD, Container, Host, body, configured, rate, seen_live
+from ansible_collections.homelab.healer.plugins.module_utils._errors import (
+    Conflict,
+    Denied,
+    HealerError,
+    Invalid,
+    MissingLibrary,
+    NotConverged,
+    NotFound,
+    Refused,
+    TaskFailed,
+    TimedOut,
+    Unreachable,
+    together,
+)
+
+try:
+    import docker
+    import requests
+    from docker.errors import APIError, DockerException
+
+    IMPORT_ERROR: str | None = None
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+
+STATS_AT_ONCE = 16
+"""Old engines answer a question for statistics only once a second, so they are asked for many containers at once."""
+
+OPTIONS: dict[str, t.Any] = dict(
+    docker_host=dict(type="str", default="unix:///var/run/docker.sock", fallback=(env_fallback, ["DOCKER_HOST"])),
+    tls=dict(type="bool", fallback=(env_fallback, ["DOCKER_TLS"])),
+    validate_certs=dict(type="bool", default=True),
+    ca_path=dict(type="path", aliases=["tls_ca_cert", "cacert_path"]),
+    client_cert=dict(type="path", aliases=["tls_client_cert", "cert_path"]),
+    client_key=dict(type="path", aliases=["tls_client_key", "key_path"]),
+    timeout=dict(type="int", default=60, fallback=(env_fallback, ["DOCKER_TIMEOUT"])),
+)
+SELECTORS: dict[str, t.Any] = dict(
+    containers=dict(type="list", elements="str", aliases=["container", "name"]),
+    labels=dict(type="list", elements="str"),
+)
+
+REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
+    (400, "", Invalid, "Correct the value; the engine's words say what it takes."),
+    (401, "", Denied, "Give a client certificate that the engine accepts."),
+    (403, "", Denied, "Allow GET /info, /version and /containers, and POST /containers/*/update, in the proxy or plugin that guards the engine."),
+    (404, "", NotFound, "Look with docker ps --all; a container that was recreated has another id."),
+    (409, "removal", NotFound, "It is being removed; there is nothing left to limit."),
+    (409, "", Conflict, "It changed since it was looked at; run this again."),
+    (500, "unable to set memory limit", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
+    (500, "device or resource busy", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
+    (500, "", TaskFailed, "Look into the engine's log; its words are above."),
+)
+"""What the engine's refusals mean: status, a phrase of its message, the failure, and what to do. The first that fits counts."""
+
+
+@contextlib.contextmanager
+def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Engine]:
+    """Speak to the engine that the connection options name; closes the connection."""
+    if IMPORT_ERROR:
+        raise MissingLibrary("cannot speak to Docker", why=missing_required_lib("docker"), fix="Install it where this module runs: pip install docker.")
+    where = params["docker_host"]
+    with translated(f"cannot connect to the Docker Engine at {where}"):
+        api = docker.APIClient(base_url=where, version="auto", timeout=params["timeout"], tls=_tls(params), use_ssh_client=where.startswith("ssh://"))
+    try:
+        yield Engine(api, where)
+    finally:
+        api.close()
+
+
+def _tls(params: t.Mapping[str, t.Any]) -> t.Any:
+    remote = params["docker_host"].startswith(("tcp://", "https://"))
+    if not (remote if params["tls"] is None else params["tls"]):
+        return False
+    folder = os.environ.get("DOCKER_CERT_PATH")
+    ca, cert, key = (
+        params[option] or (os.path.join(folder, name) if folder else None)
+        for option, name in (("ca_path", "ca.pem"), ("client_cert", "cert.pem"), ("client_key", "key.pem"))
+    )
+    if bool(cert) != bool(key):
+        raise Invalid("cannot use half a client certificate", why="client_cert and client_key belong together", fix="Give both or none.")
+    return docker.tls.TLSConfig(client_cert=(cert, key) if cert and key else None, ca_cert=ca, verify=params["validate_certs"])
+
+
+@contextlib.contextmanager
+def translated(what: str, writing: bool = False) -> t.Iterator[None]:
+    """Tell the SDK's errors as ours. ``writing``: a lost reply leaves open whether the write happened."""
+    try:
+        yield
+    except APIError as error:
+        status, said = error.status_code or 500, str(error.explanation or error)
+        for code, phrase, failure, fix in REFUSALS:
+            if status == code and phrase in said:
+                raise failure(what, why=said, fix=fix) from error
+        raise TaskFailed(what, why=f"HTTP {status}: {said}", fix="Look into the engine's log.") from error
+    except requests.exceptions.Timeout as error:
+        raise TimedOut(what, why=str(error), fix="Look whether the engine hangs; a longer timeout may do.", uncertain=writing) from error
+    except (DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise _lost(what, error, writing) from error
+
+
+def _lost(what: str, error: BaseException, writing: bool) -> HealerError:
+    causes = list(_causes(error))
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return Denied(what, why=str(error), fix="Let this user into the group that owns the socket (usually docker), or become root.")
+    if any(isinstance(cause, requests.exceptions.SSLError) for cause in causes):
+        return Unreachable(
+            what, why=str(error), fix="Give the authority that signed the engine's certificate as ca_path, and the host's name as it stands in it."
+        )
+    refused = any(isinstance(cause, (ConnectionRefusedError, FileNotFoundError)) for cause in causes)
+    return Unreachable(what, why=str(error), fix="Look whether the engine runs and docker_host names it.", uncertain=writing and not refused)
+
+
+def _causes(error: BaseException | None) -> t.Iterator[BaseException]:
+    while error:
+        yield error
+        yield from (arg for arg in error.args if isinstance(arg, BaseException))
+        error = error.__cause__ or error.__context__
+
+
+class Engine:
+    """A connected Docker Engine. Reading is free of side effects; ``update`` is the one write."""
+
+    def __init__(self, api: t.Any, where: str) -> None:
+        self._api = api
+        self.where = where
+        with translated(f"cannot ask the Docker Engine at {where} about its host"):
+            info, version = api.info(), api.version()
+        if info.get("OSType") != "linux" or any("podman" in part.get("Name", "").lower() for part in version.get("Components") or ()):
+            raise Refused(
+                f"will not work with the engine at {where}",
+                why="its updates are not Docker's on Linux: Windows ignores them, Podman drops some and resets the restart policy",
+                fix="Use this with a Docker Engine on Linux.",
+            )
+        self.host = Host(info["NCPU"], info["MemTotal"], str(info.get("CgroupVersion", "1")), info["SwapLimit"], info["ServerVersion"])
+
+    def select(self, names: t.Sequence[str] | None, labels: t.Sequence[str] | None) -> list[Container]:
+        """The containers of these names or ids, or with all these labels (``key`` or ``key=value``), or else all that run; each once."""
+        if names is not None:
+            found = self._named(names)
+        else:
+            with translated("cannot list containers"):
+                listed = self._api.containers(all=bool(labels), filters={"label": list(labels or ())})
+            found = [details for details in map(self._still_there, listed) if details]
+            if labels and not found:
+                raise NotFound(
+                    f"no container has the labels {', '.join(labels)}", why="the engine knows none", fix="Look with docker ps --all --filter label=…."
+                )
+        unique = {details["Id"]: details for details in found}
+        with ThreadPoolExecutor(STATS_AT_ONCE) as workers:
+            return list(workers.map(self._container, unique.values()))
+
+    def _named(self, names: t.Sequence[str]) -> list[dict[str, t.Any]]:
+        found, errors = [], {}
+        for name in names:
+            try:
+                found.append(self._inspect(name))
+            except HealerError as error:
+                errors[name] = error
+        if errors:
+            raise together(errors)
+        return found
+
+    def _still_there(self, listed: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+        try:
+            return self._inspect(listed["Id"])
+        except NotFound:
+            return None
+
+    def _inspect(self, name: str) -> dict[str, t.Any]:
+        with translated(f"cannot find container {name}"):
+            details: dict[str, t.Any] = self._api.inspect_container(name)
+        if name != details["Name"].lstrip("/") and not (len(name) >= 12 and details["Id"].startswith(name)):
+            raise NotFound(
+                f"cannot find container {name}",
+                why=f"that is merely how the id of {details['Name'].lstrip('/')} begins",
+                fix="Give a name, or at least 12 characters of an id.",
+            )
+        return details
+
+    def _container(self, details: dict[str, t.Any]) -> Container:
+        host_config, state = details["HostConfig"], details["State"]
+        reading = self.read(details) if state["Running"] and not state["Restarting"] else None
+        limits = configured(host_config, self.host)
+        return Container(
+            key=details["Id"],
+            limits=limits,
+            live=seen_live(limits, reading, self.host) if reading else {},
+            name=details["Name"].lstrip("/"),
+            status=state["Status"],
+            host=self.host,
+            nano_cpus=bool(host_config["NanoCpus"]),
+            contradictory=bool(host_config["NanoCpus"]) and host_config["CpuQuota"] < 0,
+            period=host_config["CpuPeriod"] or PERIOD,
+            details=details,
+            reading=reading,
+        )
+
+    def read(self, details: t.Mapping[str, t.Any]) -> Reading | None:
+        """What a running container uses now: from its control group where that can be read, else from the engine's statistics."""
+        reading = read_cgroup(details["State"]["Pid"], details["Id"])
+        if reading:
+            return reading
+        with translated(f"cannot read the statistics of {details['Name'].lstrip('/')}"):
+            return _from_stats(self._api.stats(details["Id"], stream=False, one_shot=True))
+
+    def read_again(self, containers: t.Iterable[Container], seconds: float) -> dict[str, tuple[Reading, Reading]]:
+        """Two readings of each running container, at least ``seconds`` apart, by its key."""
+        first = {container.key: container for container in containers if container.reading}
+        time.sleep(seconds)
+        with ThreadPoolExecutor(STATS_AT_ONCE) as workers:
+            second = workers.map(lambda container: self.read(container.details), first.values())
+            return {key: (container.reading, then) for (key, container), then in zip(first.items(), second) if container.reading and then}
+
+    def verify(self, container: Container, limits: Values) -> dict[str, str]:
+        """By what each of these limits is known to hold: ``cgroup``, ``stats``, ``rate``, or ``accepted`` where the engine's word is all there is."""
+        verified = {limit: container.witness(limit) for limit in limits}
+        cpus = limits.get("cpus", DEFAULT)
+        if cpus != DEFAULT and verified["cpus"] == "accepted" and self._keeps_to(container, cpus):
+            verified["cpus"] = "rate"
+        return verified
+
+    def _keeps_to(self, container: Container, cpus: float) -> bool:
+        """Whether a second's measurement shows the container held to this many CPUs; false where it had too little to do to tell."""
+        for first, then in self.read_again([container], seconds=1).values():
+            used = rate(first, then)
+            if used > cpus * 1.1 + 0.05:
+                raise NotConverged(
+                    f"limited {container.name} to {cpus} CPUs, but it used {used:.2f}",
+                    why="the engine took the limit and the kernel does not keep it",
+                    fix="Look into the engine's log; the undo puts the old limit back.",
+                )
+            return then.throttled > first.throttled
+        return False
+
+    def update(self, container: Container, limits: Values) -> None:
+        """Set limits of exactly this container while it runs; nothing else about it changes."""
+        with translated(f"cannot limit container {container.name}", writing=True):
+            # The SDK's own update_container() knows neither NanoCpus nor PidsLimit.
+            response = self._api.post(self._api._url("/containers/{0}/update", container.key), json=body(container, limits))
+            self._api._raise_for_status(response)
+            warnings = [warning for warning in response.json().get("Warnings") or () if "discarded" in warning.lower()]
+        if warnings:
+            raise TaskFailed(f"cannot limit container {container.name}", why=" ".join(warnings), fix="The host's kernel cannot do this; leave the option out.")
+
+
+def _from_stats(stats: t.Mapping[str, t.Any]) -> Reading | None:
+    """The engine's statistics as a reading; ``None`` where it has none, as for a container that has just stopped."""
+    memory, cpu, pids = stats["memory_stats"], stats["cpu_stats"], stats["pids_stats"]
+    if not memory.get("usage"):
+        return None
+    detail = memory["stats"]
+    version_1 = "hierarchical_memory_limit" in detail
+    prefix = "total_" if version_1 else ""
+    cache = detail[f"{prefix}active_file"] + detail[f"{prefix}inactive_file"]
+    limits = {"memory": bounded(memory["limit"]), "pids_limit": bounded(pids.get("limit") or 0)}
+    if "hierarchical_memsw_limit" in detail:
+        limits["memory_swap"] = bounded(detail["hierarchical_memsw_limit"])
+    throttling = cpu["throttling_data"]
+    return Reading(
+        witness="stats",
+        taken=_seconds(stats["read"]),
+        cpu=cpu["cpu_usage"]["total_usage"] / 1e9,
+        periods=throttling["periods"],
+        throttled=throttling["throttled_periods"],
+        memory_used=max(0, memory["usage"] - cache),
+        memory_cache=cache,
+        pids=pids.get("current") or 0,
+        limit_hits=memory.get("failcnt", 0) if version_1 else None,
+        limits=limits,
+    )
+
+
+def _seconds(stamp: str) -> float:
+    """The engine's time stamp (``2026-01-31T23:59:59.123456789Z``) in seconds, good for differences."""
+    whole, _dot, fraction = stamp.rstrip("Z").partition(".")
+    return datetime.fromisoformat(whole).timestamp() + float(f"0.{fraction or 0}")
