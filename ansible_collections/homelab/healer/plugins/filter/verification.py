@@ -21,11 +21,7 @@ TESTS: dict[str, t.Callable[[t.Any, t.Any], bool]] = {
 
 def judge(probes: t.Sequence[t.Mapping[str, t.Any]], answers: t.Sequence[t.Any], baseline: t.Sequence[t.Any]) -> list[Judgement]:
     """Judge one look: each probe's conditions against its answer, and against the answer before the change."""
-    return [
-        _judged(condition, answer, before)
-        for probe, answer, before in zip(probes, answers, baseline, strict=True)
-        for condition in probe["judge"]
-    ]
+    return [_judged(condition, answer, before) for probe, answer, before in zip(probes, answers, baseline, strict=True) for condition in probe["judge"]]
 
 
 def verdict(looks: t.Sequence[t.Sequence[Judgement]], needed: int, most: int) -> dict[str, str]:
@@ -53,11 +49,11 @@ def _judged(condition: t.Mapping[str, t.Any], answer: t.Any, before: t.Any) -> J
     was = _value(before, condition["value"])
     value = _value(answer, condition["value"])
     if condition.get("unchanged"):
-        test, wanted = "equals", was
-    else:
-        test, wanted = next(((test, condition[test]) for test in TESTS if test in condition), (None, None))
-    if test is None or kind not in ("goal", "guard"):
+        condition = {**condition, "equals": was}
+    test = next((test for test in TESTS if test in condition), "")
+    if not test or kind not in ("goal", "guard"):
         raise AnsibleFilterError(f"the probe {name!r} needs kind: goal or guard, and one of unchanged, {', '.join(TESTS)}")
+    wanted = condition[test]
     if kind == "guard" and (was is None or not TESTS[test](was, wanted)):
         return dict(name=name, kind=kind, good=True, value=value, told=f"{name}: not held, as it was {_shown(was)} before")
     if value is None:

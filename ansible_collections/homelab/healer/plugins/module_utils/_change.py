@@ -43,7 +43,7 @@ class Step(abc.ABC):
     def apply(self, client: t.Any) -> None:
         """Write, once. Only the kernel calls this, and never in check mode."""
 
-    def prove(self, client: t.Any, now: t.Any) -> t.Mapping[str, str]:  # noqa: ARG002
+    def prove(self, client: t.Any, now: t.Any) -> t.Mapping[str, str]:
         """Say by what each written key was verified, from the state seen after the write; raise ``NotConverged`` where it does not hold."""
         return {}
 

@@ -42,6 +42,11 @@ try:
     import requests
     from docker.errors import APIError, DockerException
 
+    class _Client(docker.APIClient):
+        """The SDK's client, deaf to ``REQUESTS_CA_BUNDLE`` and proxy variables, which would override ``ca_path`` and ``docker_host``."""
+
+        trust_env = property(lambda self: False, lambda self, value: None)  # the SDK connects before it could be set
+
     IMPORT_ERROR: str | None = None
 except ImportError:
     IMPORT_ERROR = traceback.format_exc()
@@ -84,7 +89,7 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Engine]:
         raise MissingLibrary("cannot speak to Docker", why=missing_required_lib("docker"), fix="Install it where this module runs: pip install docker.")
     where = params["docker_host"]
     with translated(f"cannot connect to the Docker Engine at {where}"):
-        api = docker.APIClient(base_url=where, version="auto", timeout=params["timeout"], tls=_tls(params), use_ssh_client=where.startswith("ssh://"))
+        api = _Client(base_url=where, version="auto", timeout=params["timeout"], tls=_tls(params), use_ssh_client=where.startswith("ssh://"))
     try:
         yield Engine(api, where)
     finally:

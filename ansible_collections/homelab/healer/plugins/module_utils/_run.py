@@ -94,9 +94,9 @@ class Outcome:
         )
 
 
-def run(module: Module, options: t.Mapping[str, t.Any], **rules: t.Any) -> None:
-    """Be the module: read the options, change what they ask for, answer. ``rules`` are ``AnsibleModule``'s, such as ``required_one_of``."""
-    ansible = AnsibleModule(argument_spec=dict(options), supports_check_mode=True, **rules)
+def run(module: Module, arguments: t.Mapping[str, t.Any]) -> None:
+    """Be the module: read the options, change what they ask for, answer. ``arguments`` are ``AnsibleModule``'s."""
+    ansible = AnsibleModule(supports_check_mode=True, **arguments)
     answer, error = perform(module, ansible.params, check=ansible.check_mode)
     for result in answer["results"]:
         for note in result["notes"]:
@@ -104,9 +104,9 @@ def run(module: Module, options: t.Mapping[str, t.Any], **rules: t.Any) -> None:
     _leave(ansible, answer, error)
 
 
-def run_info(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, t.Any], Answer], options: t.Mapping[str, t.Any], **rules: t.Any) -> None:
+def run_info(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, t.Any], Answer], arguments: t.Mapping[str, t.Any]) -> None:
     """Be an information module: ``report(client, request)`` reads and says what it saw."""
-    ansible = AnsibleModule(argument_spec=dict(options), supports_check_mode=True, **rules)
+    ansible = AnsibleModule(supports_check_mode=True, **arguments)
     try:
         asked = ask(request, ansible.params)
         with connect(ansible.params) as client:

@@ -350,21 +350,24 @@ def plan_one(request: Request, now: Container) -> Change:
     )
 
 
+MODULE = Module(Request, connect, observe, plan, target="containers", selectors=("labels",), quantities=QUANTITIES)
+ALIASES = {"cpus": ["cpu_limit", "cpu"], "memory": ["memory_limit"]}
+ARGUMENTS = dict(
+    argument_spec=dict(
+        OPTIONS,
+        **SELECTORS,
+        **{limit: dict(type="str", aliases=ALIASES.get(limit, [])) for limit in LIMITS},
+        **change_options(parallel=1),
+        allow_below_usage=dict(type="bool", default=False),
+        max_containers=dict(type="int", default=20),
+    ),
+    mutually_exclusive=[("containers", "labels")],
+    required_one_of=[("containers", "labels"), LIMITS],
+)
+
+
 def main() -> None:
-    aliases = {"cpus": ["cpu_limit", "cpu"], "memory": ["memory_limit"]}
-    run(
-        Module(Request, connect, observe, plan, target="containers", selectors=("labels",), quantities=QUANTITIES),
-        dict(
-            OPTIONS,
-            **SELECTORS,
-            **{limit: dict(type="str", aliases=aliases.get(limit, [])) for limit in LIMITS},
-            **change_options(parallel=1),
-            allow_below_usage=dict(type="bool", default=False),
-            max_containers=dict(type="int", default=20),
-        ),
-        mutually_exclusive=[("containers", "labels")],
-        required_one_of=[("containers", "labels"), LIMITS],
-    )
+    run(MODULE, ARGUMENTS)
 
 
 if __name__ == "__main__":

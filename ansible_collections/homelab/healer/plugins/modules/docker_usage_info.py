@@ -191,8 +191,14 @@ def _told(now: Container, readings: tuple[Reading, Reading] | None) -> dict[str,
     )
 
 
+ARGUMENTS = dict(
+    argument_spec=dict(OPTIONS, **SELECTORS, sample=dict(type="float", default=1.0)),
+    mutually_exclusive=[("containers", "labels")],
+)
+
+
 def main() -> None:
-    run_info(Request, connect, report, dict(OPTIONS, **SELECTORS, sample=dict(type="float", default=1.0)), mutually_exclusive=[("containers", "labels")])
+    run_info(Request, connect, report, ARGUMENTS)
 
 
 if __name__ == "__main__":

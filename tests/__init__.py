@@ -1,0 +1,1 @@
+"""Tests of the whole system, and the homelab that they run in."""

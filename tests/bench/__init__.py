@@ -1,0 +1,1 @@
+"""What it costs, as ratios that are measured in one run."""

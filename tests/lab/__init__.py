@@ -1,0 +1,1 @@
+"""A homelab in a box, of real parts. Nothing in the collection imports it."""

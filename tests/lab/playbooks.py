@@ -1,0 +1,89 @@
+"""Runs of ``ansible-playbook`` against the lab, as a person, AWX or Semaphore would start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECTION = ROOT / "ansible_collections/homelab/healer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run printed and how it ended."""
+
+    returncode: int
+    output: str
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, t.Any]:
+        """The one remediation's result, as the run passed it on."""
+        (record,) = json.loads((self.folder / "stats.json").read_text())["remediations"]
+        return dict(record)
+
+    @property
+    def events(self) -> list[dict[str, t.Any]]:
+        """What each task answered: ``task`` and ``result``."""
+        return [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
+
+    def answers(self, action: str) -> list[dict[str, t.Any]]:
+        """What the tasks of this action answered."""
+        return [event["result"] for event in self.events if event["action"] == action]
+
+
+class Controller:
+    """An Ansible controller in a folder of its own, with the lab's engine in its inventory."""
+
+    def __init__(self, folder: Path, docker_host: str, **variables: t.Any) -> None:
+        self.folder = folder
+        self.docker_host = docker_host
+        inventory = {
+            "all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}},
+            "docker": {"hosts": {"lab": {"healer_docker_host": docker_host, **variables}}},
+        }
+        (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
+
+    def environment(self, collections: Path = ROOT) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
+        return {
+            **kept,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(collections),
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/lab/callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "lab_results",
+            "ANSIBLE_HOME": str(self.folder / "home"),
+            "ANSIBLE_LOCALHOST_WARNING": "False",
+            "HEALER_LAB_FOLDER": str(self.folder),
+            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+        }
+
+    def play(self, playbook: str | list[dict[str, t.Any]], *arguments: str, wrap: t.Sequence[str] = (), collections: Path = ROOT, **variables: t.Any) -> Run:
+        """Run a playbook by its name, or from the tasks of a play on the controller."""
+        if not isinstance(playbook, str):
+            defaults = {"group/homelab.healer.docker": {"docker_host": self.docker_host}}
+            play = {"hosts": "localhost", "gather_facts": False, "module_defaults": defaults, "tasks": playbook}
+            path = self.folder / "play.yml"
+            path.write_text(yaml.safe_dump([play], sort_keys=False))
+            playbook = str(path)
+        command = [*wrap, sys.executable, "-m", "ansible", "playbook", playbook, "-i", str(self.folder / "inventory.yml"), *arguments]
+        if variables:
+            command += ["-e", json.dumps(variables)]
+        for name in ("stats.json", "results.jsonl"):
+            (self.folder / name).write_text("")
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(collections), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+        )
+        return Run(done.returncode, done.stdout + done.stderr, self.folder)
+
+    def heal(self, *arguments: str, **variables: t.Any) -> Run:
+        """Heal, measuring for a second at a time so that the tests do not take long."""
+        return self.play("homelab.healer.heal_docker_runaway", *arguments, **{"docker_runaway_sample": 1, "remediate_pause": 0, **variables})

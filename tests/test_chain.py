@@ -1,0 +1,137 @@
+"""The chain, from the diagnosis to the record, with real containers on a real engine."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.lab.engine import BURN, Engine, OwnEngine
+from tests.lab.playbooks import Controller
+
+TWO_CPUS = f"({BURN}) & {BURN}"
+
+
+def unlimited_only(engine: Engine) -> dict[str, object]:
+    """A health check that fails as soon as the container's CPU is limited, as a service does that cannot live with less."""
+    limited = "grep -q -- -1 /sys/fs/cgroup/cpu/cpu.cfs_quota_us" if engine.api.info()["CgroupVersion"] == "1" else "grep -q max /sys/fs/cgroup/cpu.max"
+    return {"Test": ["CMD-SHELL", limited], "Interval": 300_000_000, "Timeout": 5_000_000_000, "Retries": 1}
+
+
+def test_the_container_that_runs_away_is_limited_and_verified(docker: Engine, controller: Controller) -> None:
+    docker.run("quiet")
+    burner = docker.run("burner", TWO_CPUS)
+    began = time.time()
+    run = controller.heal(cpus="0.5")
+    assert run.returncode == 0, run.output
+    assert "WARNING" not in run.output
+    assert run.record["outcome"] == "healed"
+    assert run.record["target"] == {"kind": "container", "id": burner, "name": "burner"}
+    assert run.record["undo"] == [{"module": "homelab.healer.docker_limits", "args": {"containers": [burner], "cpus": "default"}}]
+    assert docker.events(began) == ["update"]
+    assert docker.host_config("burner")["CpuQuota"] == 50000
+    looks = [{judgement["name"]: judgement["value"] for judgement in look} for look in run.record["looks"]]
+    assert all(look["its CPU rate is at most 0.5"] < 0.6 for look in looks)
+    again = controller.heal(cpus="0.5")
+    assert (again.record["outcome"], again.record["undo"], docker.events(began)) == ("healthy", [], ["update"])
+
+
+def test_check_plays_the_chain_and_writes_nothing(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", TWO_CPUS)
+    began = time.time()
+    run = controller.heal("--check", "--diff", container="burner", cpus="0.5", memory="64m")
+    assert run.returncode == 0, run.output
+    assert docker.events(began) == []
+    for line in ("-cpus: not set", "+cpus: 0.5", "+memory: 64MiB", "Verify: its CPU rate is at most 0.5"):
+        assert line in run.output
+    assert run.record["outcome"] == "planned"
+    foretold = run.record["plan_id"]
+    run = controller.heal(container="burner", cpus="0.5", memory="64m", dry_run=True)
+    assert (run.record["outcome"], run.record["plan_id"], docker.events(began)) == ("planned", foretold, [])
+    run = controller.heal(container="burner", cpu_limit="0.5", memory_limit="64m")
+    assert (run.record["outcome"], run.record["plan_id"]) == ("healed", foretold)
+
+
+def test_what_did_not_help_is_put_back(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", TWO_CPUS, healthcheck=unlimited_only(docker), Memory=100 << 20, MemorySwap=150 << 20)
+    docker.wait_for_health("burner", "healthy")
+    run = controller.heal(container="burner", cpus="0.5", memory="64m")
+    assert run.returncode == 2
+    assert run.record["outcome"] == "rolled_back", run.output
+    assert "it is not unhealthy: bad" in run.record["why"]
+    config = docker.host_config("burner")
+    assert (config["CpuQuota"], config["Memory"], config["MemorySwap"]) == (-1, 100 << 20, 150 << 20)
+    docker.wait_for_health("burner", "healthy")
+    run = controller.heal(container="burner", cpus="0.5", remediate_fail_on=[])
+    assert (run.returncode, run.record["outcome"]) == (0, "rolled_back")
+
+
+def test_a_container_that_behaves_is_left_alone(docker: Engine, controller: Controller) -> None:
+    docker.run("quiet")
+    began = time.time()
+    run = controller.heal()
+    assert (run.returncode, run.record["outcome"], docker.events(began)) == (0, "healthy", [])
+
+
+def test_a_limit_of_all_cpus_changes_nothing_and_the_plan_says_so(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", TWO_CPUS)
+    cpus = docker.api.info()["NCPU"]
+    began = time.time()
+    run = controller.heal("--check", "--diff", container="burner", cpus=f"{cpus}.0")
+    assert f"a limit of {cpus}.0 CPUs changes nothing on a host with {cpus}" in run.output.replace("\n        ", " ")
+    run = controller.heal(container="burner", cpus=f"{cpus}.0")
+    assert (run.returncode, run.record["outcome"], docker.events(began)) == (0, "healthy", [])
+
+
+def test_no_container_at_all_is_healthy(own_docker: OwnEngine, controller: Controller) -> None:
+    assert own_docker.api.containers() == []
+    assert controller.heal().record["outcome"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"container": "nope"}, "cannot find container nope: No such container"),
+        ({"container": "burner", "cpus": "many"}, "cannot limit to many CPUs: that is not a number"),
+        ({"container": "burner", "cpus": "0.5", "memory": "lots"}, "memory cannot be 'lots': a size is a number"),
+        ({"container": "burner", "cpus": "0.001"}, "it must be between 0.01"),
+        ({"container": "burner", "memory": "6m", "cpus": "0.5"}, "will not limit memory of burner to 6MiB"),
+    ],
+)
+def test_bad_input_is_told_and_touches_nothing(docker: Engine, controller: Controller, variables: dict[str, str], said: str) -> None:
+    docker.run("burner", f"x=$(head -c 20000000 /dev/zero | tr '\\0' x); {TWO_CPUS}")
+    time.sleep(1)
+    began = time.time()
+    run = controller.heal(**variables)
+    assert run.returncode == 2
+    assert run.record["outcome"] == "needs_human"
+    assert said in run.record["why"]
+    assert docker.events(began) == []
+
+
+def test_an_engine_that_is_gone_is_told(own_docker: OwnEngine, controller: Controller) -> None:
+    own_docker.kill()
+    try:
+        run = controller.heal()
+    finally:
+        own_docker.start()
+    assert run.record["outcome"] == "needs_human"
+    assert run.record["error"]["code"] == "unreachable"
+    assert "Look whether the engine runs" in run.record["why"]
+
+
+def test_without_a_proof_the_change_is_kept_and_a_human_called(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", TWO_CPUS)
+    blind = {
+        "module": "homelab.healer.docker_usage_info",
+        "args": {"containers": ["burner"], "sample": 0},
+        "judge": [{"name": "its CPU rate is low", "kind": "goal", "value": "containers.0.cpu_rate", "at_most": 1}],
+    }
+    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[blind])
+    assert (run.returncode, run.record["outcome"]) == (2, "needs_human")
+    assert "its CPU rate is low: cannot be seen" in run.record["why"]
+    assert docker.host_config("burner")["CpuQuota"] == 50000
+    docker.update("burner", CpuQuota=-1)
+    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[blind], remediate_on_inconclusive="put_back")
+    assert run.record["outcome"] == "rolled_back"
+    assert docker.host_config("burner")["CpuQuota"] == -1
