@@ -45,6 +45,8 @@ READERS: t.Mapping[str, t.Callable[[str], t.Any]] = {
     "cpuset_cpus": lambda text: text if text == DEFAULT else cpu_list(text) and text,
 }
 """How each limit's option is read."""
+LIMIT_OPTIONS = {limit: dict(type="str", aliases={"cpus": ["cpu_limit", "cpu"], "memory": ["memory_limit"]}.get(limit, [])) for limit in LIMITS}
+"""The options that set them."""
 OWNERS = {
     "com.docker.swarm.task.id": ("Swarm", "Set it for the service: docker service update --limit-cpu, --limit-memory."),
     "io.kubernetes.pod.uid": ("Kubernetes", "Set the resources of its pod."),

@@ -67,6 +67,7 @@ SELECTORS: dict[str, t.Any] = dict(
     containers=dict(type="list", elements="str", aliases=["container", "name"]),
     labels=dict(type="list", elements="str"),
 )
+ONE_SELECTOR = [("containers", "labels")]
 
 REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
     (400, "", Invalid, "Correct the value; the engine's words say what it takes."),

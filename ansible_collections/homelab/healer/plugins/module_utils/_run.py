@@ -137,7 +137,11 @@ def ask(request: type[t.Any], params: Params) -> t.Any:
 
 
 def _frozen(value: t.Any) -> t.Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        if not all(element not in (None, "") for element in value or [""]):
+            raise ValueError("it is empty or has an empty element, and that is never read as all; leave the option out if nothing is meant by it")
+        return tuple(value)
+    return value
 
 
 def perform(module: Module, params: Params, check: bool) -> tuple[Answer, HealerError | None]:

@@ -270,6 +270,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, Values, at_most, plan_each
 from ansible_collections.homelab.healer.plugins.module_utils._containers import (
+    LIMIT_OPTIONS,
     LIMITS,
     QUANTITIES,
     READERS,
@@ -281,7 +282,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._containers import 
     notes,
     way_back,
 )
-from ansible_collections.homelab.healer.plugins.module_utils._docker import OPTIONS, SELECTORS, Engine, connect
+from ansible_collections.homelab.healer.plugins.module_utils._docker import ONE_SELECTOR, OPTIONS, SELECTORS, Engine, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import asked
 
@@ -351,18 +352,11 @@ def plan_one(request: Request, now: Container) -> Change:
 
 
 MODULE = Module(Request, connect, observe, plan, target="containers", selectors=("labels",), quantities=QUANTITIES)
-ALIASES = {"cpus": ["cpu_limit", "cpu"], "memory": ["memory_limit"]}
+GUARDS = dict(allow_below_usage=dict(type="bool", default=False), max_containers=dict(type="int", default=20))
 ARGUMENTS = dict(
-    argument_spec=dict(
-        OPTIONS,
-        **SELECTORS,
-        **{limit: dict(type="str", aliases=ALIASES.get(limit, [])) for limit in LIMITS},
-        **change_options(parallel=1),
-        allow_below_usage=dict(type="bool", default=False),
-        max_containers=dict(type="int", default=20),
-    ),
-    mutually_exclusive=[("containers", "labels")],
-    required_one_of=[("containers", "labels"), LIMITS],
+    argument_spec=dict(OPTIONS, **SELECTORS, **LIMIT_OPTIONS, **GUARDS, **change_options(parallel=1)),
+    mutually_exclusive=ONE_SELECTOR,
+    required_one_of=[*ONE_SELECTOR, LIMITS],
 )
 
 

@@ -149,7 +149,7 @@ from dataclasses import asdict, dataclass
 
 from ansible_collections.homelab.healer.plugins.module_utils._cgroup import Reading
 from ansible_collections.homelab.healer.plugins.module_utils._containers import Container, rate
-from ansible_collections.homelab.healer.plugins.module_utils._docker import OPTIONS, SELECTORS, Engine, connect
+from ansible_collections.homelab.healer.plugins.module_utils._docker import ONE_SELECTOR, OPTIONS, SELECTORS, Engine, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 
 
@@ -167,7 +167,7 @@ def report(client: Engine, request: Request) -> dict[str, t.Any]:
     now = client.select(request.containers, request.labels)
     readings = client.read_again(now, request.sample) if request.sample > 0 else {}
     containers = [_told(container, readings.get(container.key)) for container in now]
-    return dict(containers=sorted(containers, key=lambda told: -(told["cpu_rate"] or 0)), host=asdict(client.host))
+    return dict(containers=sorted(containers, key=lambda told: -1 if told["cpu_rate"] is None else told["cpu_rate"], reverse=True), host=asdict(client.host))
 
 
 def _told(now: Container, readings: tuple[Reading, Reading] | None) -> dict[str, t.Any]:
@@ -191,10 +191,7 @@ def _told(now: Container, readings: tuple[Reading, Reading] | None) -> dict[str,
     )
 
 
-ARGUMENTS = dict(
-    argument_spec=dict(OPTIONS, **SELECTORS, sample=dict(type="float", default=1.0)),
-    mutually_exclusive=[("containers", "labels")],
-)
+ARGUMENTS = dict(argument_spec=dict(OPTIONS, **SELECTORS, sample=dict(type="float", default=1.0)), mutually_exclusive=ONE_SELECTOR)
 
 
 def main() -> None:
