@@ -94,7 +94,7 @@ def test_no_container_at_all_is_healthy(own_docker: OwnEngine, controller: Contr
         ({"container": "nope"}, "cannot find container nope: No such container"),
         ({"container": "burner", "cpus": "many"}, "cannot limit to many CPUs: that is not a number"),
         ({"container": "burner", "cpus": "0.5", "memory": "lots"}, "memory cannot be 'lots': a size is a number"),
-        ({"container": "burner", "cpus": "0.001"}, "it must be between 0.01"),
+        ({"container": "burner", "cpus": "0.001"}, "of its period of 100000 us that is 100 us"),
         ({"container": "burner", "memory": "6m", "cpus": "0.5"}, "will not limit memory of burner to 6MiB"),
     ],
 )

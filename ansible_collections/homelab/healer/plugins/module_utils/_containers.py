@@ -32,7 +32,7 @@ SHARES = 1024
 """What cgroup v1 gives a container that asks for no share."""
 SIZE = Quantity(parse_size, Size(6 << 20), Size((1 << 60) - 1), lifts=(DEFAULT, "unlimited", "-1"))
 QUANTITIES = {
-    "cpus": Quantity(float, 0.01, 4096.0, lifts=(DEFAULT, "unlimited")),
+    "cpus": Quantity(float, 0.001, 4096.0, lifts=(DEFAULT, "unlimited")),
     "memory": SIZE,
     "memory_swap": SIZE,
     "memory_reservation": SIZE,
@@ -233,18 +233,15 @@ def _cpus(value: t.Any, now: Container) -> t.Any:
             why="it has both NanoCpus and a CpuQuota of -1 (docker update --cpu-quota -1 leaves that behind), so the next restart would lift the limit again",
             fix="Recreate it with the limit that it shall have.",
         )
-    if now.nano_cpus:
-        value = float(now.host.cpus) if value == DEFAULT else round(value * 1e9) / 1e9
-        if value > now.host.cpus:
-            raise Invalid(what, why=f"the host has {now.host.cpus} CPUs, and the engine takes no more for a container made with --cpus", fix="Ask for fewer.")
-    elif value != DEFAULT:
-        quota = round(value * now.period)
-        if quota < LEAST_QUOTA:
-            raise Invalid(
-                what, why=f"of its period of {now.period} us that is {quota} us, and the kernel takes no less than {LEAST_QUOTA}", fix="Ask for more."
-            )
-        value = quota / now.period
-    return value
+    if value == DEFAULT:
+        return float(now.host.cpus) if now.nano_cpus else DEFAULT
+    if now.nano_cpus and value > now.host.cpus:
+        raise Invalid(what, why=f"the host has {now.host.cpus} CPUs, and the engine takes no more for a container made with --cpus", fix="Ask for fewer.")
+    period = PERIOD if now.nano_cpus else now.period
+    quota = round(value * period)
+    if quota < LEAST_QUOTA:
+        raise Invalid(what, why=f"of its period of {period} us that is {quota} us, and the kernel takes no less than {LEAST_QUOTA}", fix="Ask for more.")
+    return round(value * 1e9) / 1e9 if now.nano_cpus else quota / period
 
 
 def _cpuset(value: str, now: Container) -> str:

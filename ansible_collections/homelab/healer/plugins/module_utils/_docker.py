@@ -41,11 +41,25 @@ try:
     import docker
     import requests
     from docker.errors import APIError, DockerException
+    from docker.transport import UnixHTTPAdapter
+
+    class _Socket(UnixHTTPAdapter):
+        """Keeps its connections for all requests; the SDK's own opens one for each address that is asked."""
+
+        def get_connection(self, url: str | bytes, proxies: t.Any = None) -> t.Any:
+            return super().get_connection("http+docker://localhost", proxies)
 
     class _Client(docker.APIClient):
-        """The SDK's client, deaf to ``REQUESTS_CA_BUNDLE`` and proxy variables, which would override ``ca_path`` and ``docker_host``."""
+        """The SDK's client, deaf to ``REQUESTS_CA_BUNDLE`` and proxy variables, which would override ``ca_path`` and ``docker_host``.
 
-        trust_env = property(lambda self: False, lambda self, value: None)  # the SDK connects before it could be set
+        The SDK asks the engine for its version while it is being made, so what is done here could not be set afterwards.
+        """
+
+        trust_env = property(lambda self: False, lambda self, value: None)
+
+        def mount(self, prefix: t.Any, adapter: t.Any) -> None:
+            kept = _Socket(adapter.socket_path, timeout=adapter.timeout) if isinstance(adapter, UnixHTTPAdapter) else adapter
+            super().mount(prefix, kept)
 
     IMPORT_ERROR: str | None = None
 except ImportError:

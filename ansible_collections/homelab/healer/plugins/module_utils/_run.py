@@ -25,6 +25,8 @@ from ansible_collections.homelab.healer.plugins.module_utils._sizes import Quant
 
 Answer = t.Dict[str, t.Any]
 Params = t.Mapping[str, t.Any]
+STILL_UNDER_WAY = 2.0
+"""Seconds in which a server may still be carrying out a write whose reply was lost."""
 PROOFS_AT_ONCE = 16
 """A proof may have to measure for a while; that costs the machine nothing, so many are made at the same time."""
 Connect = t.Callable[[Params], t.ContextManager[t.Any]]
@@ -190,6 +192,8 @@ def _carry_out(client: t.Any, outcome: Outcome, deadline: float | None) -> None:
 
 def _look_again(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[Outcome]) -> None:
     """Observe and plan again: what is written must hold, and what failed must be told by what is there, not by what was sent."""
+    if any(outcome.unknown for outcome in outcomes):
+        time.sleep(STILL_UNDER_WAY)
     try:
         _judge(module, client, request, outcomes)
     except HealerError:

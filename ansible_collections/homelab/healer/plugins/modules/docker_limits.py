@@ -31,7 +31,8 @@ attributes:
 options:
   cpus:
     description:
-      - How many CPUs its processes may use together, such as V(1.5); at least V(0.01), and with at least 1 ms in each scheduling period.
+      - How many CPUs its processes may use together, such as V(1.5). The least is 1 ms of each scheduling period, which is V(0.01) unless the
+        container was given a period of its own.
       - V(+0.5), V(-25%) and the like are relative to the present limit.
       - V(default) or V(unlimited) lifts the limit. For a container made with C(docker run --cpus) or Compose's C(cpus) the engine cannot lift
         it, and the limit becomes all of the host's CPUs, which has the same effect.

@@ -1,0 +1,84 @@
+"""A wire to the engine that can be watched and cut: what passes is the real client's and the real engine's."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import typing as t
+from pathlib import Path
+
+FORBIDDEN = b'HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 34\r\nConnection: close\r\n\r\n{"message":"403 Forbidden, really"}'
+
+
+class Wire:
+    """A socket that passes everything on to the engine's.
+
+    ``before_update`` is called with the number of each request that writes, counted from 1, before that is passed on; when it returns
+    ``"cut"``, the request is passed on and the reply is not. With ``forbid_writes`` a write is answered as a guarding proxy does.
+    """
+
+    def __init__(self, path: Path, upstream: Path) -> None:
+        self.docker_host = f"unix://{path}"
+        self.connections = 0
+        self.updates = 0
+        self.forbid_writes = False
+        self.before_update: t.Callable[[int], str | None] = lambda number: None
+        self._path, self._upstream = path, upstream
+        self._lock = threading.Lock()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Be gone, as the socket of an engine that was killed and cleaned up is."""
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        engine = socket.socket(socket.AF_UNIX)
+        with client, engine, contextlib.suppress(OSError):
+            engine.connect(str(self._upstream))
+            replies = threading.Thread(target=self._pass_replies, args=(engine, client), daemon=True)
+            replies.start()
+            while data := client.recv(65536):
+                if data.startswith(b"POST") and b"/update" in data.partition(b"\r\n")[0]:
+                    with self._lock:
+                        self.updates += 1
+                        verdict = self.before_update(self.updates)
+                    if self.forbid_writes:
+                        client.sendall(FORBIDDEN)
+                        break
+                    if verdict == "cut":
+                        client.shutdown(socket.SHUT_RDWR)
+                        engine.sendall(data)
+                        replies.join(timeout=10)
+                        break
+                engine.sendall(data)
+
+    @staticmethod
+    def _pass_replies(engine: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := engine.recv(65536):
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def wire(folder: Path, docker_host: str) -> t.Iterator[Wire]:
+    """A wire to the engine at a unix socket."""
+    opened = Wire(folder / "wire.sock", Path(docker_host.removeprefix("unix://")))
+    try:
+        yield opened
+    finally:
+        opened.close()
