@@ -132,7 +132,17 @@ class OwnEngine(Engine):
         command += ["--tlscacert", f"{self.folder}/ca.pem", "--tlscert", f"{self.folder}/server.pem", "--tlskey", f"{self.folder}/server.key"]
         command += ["--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/dockerd.pid"]
         command += ["--containerd-namespace", "healer-lab", "--containerd-plugins-namespace", "healer-lab-plugins"]
-        command += ["--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--userland-proxy=false", "--storage-driver", "vfs", "--live-restore"]
+        command += [
+            "--bridge",
+            "none",
+            "--iptables=false",
+            "--ip-forward=false",
+            "--ip-masq=false",
+            "--userland-proxy=false",
+            "--storage-driver",
+            "vfs",
+            "--live-restore",
+        ]
         self._process = self._spawn(command, "dockerd.log")
         limit = time.monotonic() + 60
         while not self._answers():

@@ -84,6 +84,12 @@ class Controller:
         )
         return Run(done.returncode, done.stdout + done.stderr, self.folder)
 
+    def doc(self, name: str) -> Run:
+        """What ``ansible-doc`` shows of a module."""
+        command = [sys.executable, "-m", "ansible", "doc", name]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)
+        return Run(done.returncode, done.stdout + done.stderr, self.folder)
+
     def heal(self, *arguments: str, **variables: t.Any) -> Run:
         """Heal, measuring for a second at a time so that the tests do not take long."""
         return self.play("homelab.healer.heal_docker_runaway", *arguments, **{"docker_runaway_sample": 1, "remediate_pause": 0, **variables})

@@ -118,7 +118,10 @@ def body(container: Container, limits: t.Mapping[str, t.Any]) -> dict[str, t.Any
         "cpuset_cpus": lambda value: ("CpusetCpus", everything if value == DEFAULT else value),
         "pids_limit": lambda value: ("PidsLimit", -1 if value == DEFAULT else value),
     }
-    return dict(fields[limit](value) for limit, value in limits.items())
+    sent = dict(fields[limit](value) for limit, value in limits.items())
+    if "Memory" in sent and "MemorySwap" not in sent:
+        sent["MemorySwap"] = -1  # without accounting for swap the engine stores this, and takes no memory limit above it
+    return sent
 
 
 def cpu_list(text: str) -> frozenset[int]:

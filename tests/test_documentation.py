@@ -1,0 +1,86 @@
+"""The documentation is run: every example as it stands, and every returned value as it is described."""
+
+from __future__ import annotations
+
+import copy
+import typing as t
+
+import pytest
+import yaml
+
+from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info
+from tests.lab.engine import OwnEngine
+from tests.lab.playbooks import Controller
+
+TYPES = {"dict": dict, "list": list, "str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def matches(described: t.Mapping[str, t.Any], value: t.Any, path: str = "") -> None:
+    """Assert that a value is as RETURN describes it, and that nothing is returned that is not described."""
+    for key, found in value.items():
+        assert key in described, f"{path}{key} is not documented"
+        facts = described[key]
+        if found is None:
+            continue
+        assert isinstance(found, TYPES[facts["type"]]), f"{path}{key}: {found!r}"
+        if facts["type"] == "dict" and "contains" in facts:
+            matches(facts["contains"], found, f"{path}{key}.")
+        for element in found if facts["type"] == "list" else ():
+            assert isinstance(element, TYPES[facts["elements"]]), f"{path}{key}: {element!r}"
+            if "contains" in facts:
+                matches(facts["contains"], element, f"{path}{key}[].")
+
+
+COMMON = {
+    "changed",
+    "failed",
+    "invocation",
+    "diff",
+    "msg",
+    "warnings",
+    "_ansible_no_log",
+    "_ansible_parsed",
+    "_ansible_delegated_vars",
+    "ansible_loop_var",
+    "item",
+}
+
+
+@pytest.mark.parametrize("module", [docker_limits, docker_usage_info], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_docker: OwnEngine, controller: Controller) -> None:
+    for name in ("app", "db", "web"):
+        own_docker.run(name, labels={"com.docker.compose.project": "media"}, Memory=64 << 20, MemorySwap=96 << 20)
+    tasks = copy.deepcopy(yaml.safe_load(module.EXAMPLES))
+    for task in tasks:
+        for options in task.values():
+            if isinstance(options, dict) and "docker_host" in options:  # the other host of the example is the lab's engine, by TLS
+                options.update(docker_host=own_docker.tls_host, **own_docker.tls)
+    run = controller.play(tasks, "--diff")
+    assert run.returncode == 0, run.output
+    assert "WARNING" not in run.output
+    answers = run.answers(f"homelab.healer.{module.__name__.rpartition('.')[2]}")
+    assert len(answers) >= sum(any(key.startswith("homelab.") for key in task) for task in tasks)
+    described = yaml.safe_load(module.RETURN)
+    for answer in answers:
+        for single in answer.get("results", []) if any("ansible_loop_var" in item for item in answer.get("results", [])) else [answer]:
+            matches(described, {key: value for key, value in single.items() if key not in COMMON and not key.startswith("_ansible")})
+
+
+def test_a_failure_returns_what_is_documented(own_docker: OwnEngine, controller: Controller) -> None:
+    own_docker.run("app")
+    tasks = [{"homelab.healer.docker_limits": {"containers": ["app", "nope"], "cpus": 1}}]
+    (answer,) = controller.play(tasks).answers("homelab.healer.docker_limits")
+    assert answer["msg"].startswith("cannot find container nope: ")
+    assert {"changed", "before", "undo", "steps", "error"} <= set(answer)
+    matches(
+        yaml.safe_load(docker_limits.RETURN),
+        {key: value for key, value in answer.items() if key not in COMMON and not key.startswith(("_ansible", "exception"))},
+    )
+
+
+def test_ansible_doc_renders_it(controller: Controller) -> None:
+    for name in ("docker_limits", "docker_usage_info"):
+        run = controller.doc(f"homelab.healer.{name}")
+        assert run.returncode == 0, run.output
+        for heading in ("OPTIONS", "ATTRIBUTES", "NOTES" if name == "docker_limits" else "OPTIONS", "EXAMPLES", "RETURN VALUES"):
+            assert heading in run.output
