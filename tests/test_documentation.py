@@ -12,7 +12,7 @@ from ansible_collections.homelab.healer.plugins.modules import docker_limits, do
 from tests.lab.engine import OwnEngine
 from tests.lab.playbooks import Controller
 
-TYPES = {"dict": dict, "list": list, "str": str, "int": int, "float": (int, float), "bool": bool}
+TYPES: dict[str, t.Any] = {"dict": dict, "list": list, "str": str, "int": int, "float": (int, float), "bool": bool}
 
 
 def matches(described: t.Mapping[str, t.Any], value: t.Any, path: str = "") -> None:
@@ -31,19 +31,12 @@ def matches(described: t.Mapping[str, t.Any], value: t.Any, path: str = "") -> N
                 matches(facts["contains"], element, f"{path}{key}[].")
 
 
-COMMON = {
-    "changed",
-    "failed",
-    "invocation",
-    "diff",
-    "msg",
-    "warnings",
-    "_ansible_no_log",
-    "_ansible_parsed",
-    "_ansible_delegated_vars",
-    "ansible_loop_var",
-    "item",
-}
+COMMON = {"changed", "failed", "invocation", "diff", "msg", "warnings", "exception", "ansible_loop_var", "item"}
+
+
+def own(answer: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What the module itself returned."""
+    return {key: value for key, value in answer.items() if key not in COMMON and not key.startswith("_ansible")}
 
 
 @pytest.mark.parametrize("module", [docker_limits, docker_usage_info], ids=lambda module: module.__name__.rpartition(".")[2])
@@ -62,8 +55,9 @@ def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_do
     assert len(answers) >= sum(any(key.startswith("homelab.") for key in task) for task in tasks)
     described = yaml.safe_load(module.RETURN)
     for answer in answers:
-        for single in answer.get("results", []) if any("ansible_loop_var" in item for item in answer.get("results", [])) else [answer]:
-            matches(described, {key: value for key, value in single.items() if key not in COMMON and not key.startswith("_ansible")})
+        looped = any("ansible_loop_var" in item for item in answer.get("results", []))
+        for single in answer["results"] if looped else [answer]:
+            matches(described, own(single))
 
 
 def test_a_failure_returns_what_is_documented(own_docker: OwnEngine, controller: Controller) -> None:
@@ -72,10 +66,7 @@ def test_a_failure_returns_what_is_documented(own_docker: OwnEngine, controller:
     (answer,) = controller.play(tasks).answers("homelab.healer.docker_limits")
     assert answer["msg"].startswith("cannot find container nope: ")
     assert {"changed", "before", "undo", "steps", "error"} <= set(answer)
-    matches(
-        yaml.safe_load(docker_limits.RETURN),
-        {key: value for key, value in answer.items() if key not in COMMON and not key.startswith(("_ansible", "exception"))},
-    )
+    matches(yaml.safe_load(docker_limits.RETURN), own(answer))
 
 
 def test_ansible_doc_renders_it(controller: Controller) -> None:
