@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -40,16 +41,16 @@ class Engine:
 
     def build_image(self) -> None:
         """Import an image of one static busybox: no registry is needed."""
-        busybox = shutil.which("busybox")
-        if not busybox:
-            raise LabError("the lab needs busybox: apt-get install busybox-static")
+        busybox = Path(sys.prefix) / "lab-busybox"
+        if not busybox.exists():
+            raise LabError("the lab needs a static busybox: run tests/lab/prepare")
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for folder in ("bin", "dev", "tmp"):
                 entry = tarfile.TarInfo(folder)
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                 archive.addfile(entry)
-            archive.add(busybox, "bin/busybox")
+            archive.add(busybox.resolve(), "bin/busybox")
             for applet in APPLETS:
                 entry = tarfile.TarInfo(f"bin/{applet}")
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"

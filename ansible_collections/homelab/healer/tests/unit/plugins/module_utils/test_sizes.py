@@ -46,7 +46,7 @@ def test_relative_values(text: str, present: int, result: int) -> None:
     relative = parse_relative(text, parse_size)
     assert isinstance(relative, Relative)
     assert relative.of(present) == result
-    assert type(relative.of(Size(present))) is Size
+    assert isinstance(relative.of(Size(present)), Size)
 
 
 def test_a_quantity_has_bounds_and_words_for_not_set() -> None:

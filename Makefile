@@ -1,0 +1,37 @@
+# Two commands need nothing but Debian: make demo, make test. Each sets up what it needs and leaves nothing running.
+# dockerd lives in /usr/sbin, which not every root has on the path.
+export PATH := $(PATH):/usr/sbin:/sbin
+PYTHON := .venv/bin/python
+COLLECTION := ansible_collections/homelab/healer
+
+.PHONY: demo test test-all bench lint format clean ready
+
+demo: ready
+	@$(PYTHON) -m tests.lab.demo
+
+test: ready
+	$(PYTHON) -m pytest
+
+test-all: ready
+	$(PYTHON) -m pytest --all
+
+bench: ready
+	$(PYTHON) -m pytest -s tests/bench
+
+lint: ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy .
+	.venv/bin/ansible-lint --offline --profile production
+	cd $(COLLECTION) && ../../../.venv/bin/antsibull-changelog lint
+	tests/lab/sanity
+
+format: ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .cache .ansible .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+ready:
+	@tests/lab/prepare
