@@ -12,12 +12,6 @@ from tests.lab.playbooks import Controller
 TWO_CPUS = f"({BURN}) & {BURN}"
 
 
-def unlimited_only(engine: Engine) -> dict[str, object]:
-    """A health check that fails as soon as the container's CPU is limited, as a service does that cannot live with less."""
-    limited = "grep -q -- -1 /sys/fs/cgroup/cpu/cpu.cfs_quota_us" if engine.api.info()["CgroupVersion"] == "1" else "grep -q max /sys/fs/cgroup/cpu.max"
-    return {"Test": ["CMD-SHELL", limited], "Interval": 300_000_000, "Timeout": 5_000_000_000, "Retries": 1}
-
-
 def test_the_container_that_runs_away_is_limited_and_verified(docker: Engine, controller: Controller) -> None:
     docker.run("quiet")
     burner = docker.run("burner", TWO_CPUS)
@@ -53,7 +47,7 @@ def test_check_plays_the_chain_and_writes_nothing(docker: Engine, controller: Co
 
 
 def test_what_did_not_help_is_put_back(docker: Engine, controller: Controller) -> None:
-    docker.run("burner", TWO_CPUS, healthcheck=unlimited_only(docker), Memory=100 << 20, MemorySwap=150 << 20)
+    docker.run("burner", TWO_CPUS, healthcheck=docker.dislikes_limits(), Memory=100 << 20, MemorySwap=150 << 20)
     docker.wait_for_health("burner", "healthy")
     run = controller.heal(container="burner", cpus="0.5", memory="64m")
     assert run.returncode == 2

@@ -100,6 +100,11 @@ class Engine:
                 raise AssertionError(f"{name} is not {status} after {seconds} s")
             time.sleep(0.1)
 
+    def dislikes_limits(self) -> dict[str, t.Any]:
+        """A health check that fails as soon as its container's CPU is limited, as a service does that cannot live with less."""
+        unlimited = "grep -q -- -1 /sys/fs/cgroup/cpu/cpu.cfs_quota_us" if self.api.info()["CgroupVersion"] == "1" else "grep -q max /sys/fs/cgroup/cpu.max"
+        return {"Test": ["CMD-SHELL", unlimited], "Interval": 300_000_000, "Timeout": 5_000_000_000, "Retries": 1}
+
     def remove_containers(self) -> None:
         for container in self.api.containers(all=True, filters={"label": LABEL}):
             with contextlib.suppress(APIError):

@@ -60,7 +60,8 @@ def _judged(condition: t.Mapping[str, t.Any], answer: t.Any, before: t.Any) -> J
         gone = kind == "guard" and isinstance(answer, t.Mapping) and (answer.get("error") or {}).get("code") == "not_found"
         return dict(name=name, kind=kind, good=False if gone else None, value=None, told=f"{name}: {'it is gone' if gone else 'cannot be seen'}")
     good = TESTS[test](value, wanted)
-    return dict(name=name, kind=kind, good=good, value=value, told=f"{name}: {'good' if good else 'bad'}, {_shown(value)} (before: {_shown(was)})")
+    before_it = "" if value == was else f" (before: {_shown(was)})"
+    return dict(name=name, kind=kind, good=good, value=value, told=f"{name}: {'good' if good else 'bad'}, {_shown(value)}{before_it}")
 
 
 def _value(answer: t.Any, path: str) -> t.Any:
