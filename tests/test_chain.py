@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import typing as t
 
 import pytest
 
@@ -129,3 +130,24 @@ def test_without_a_proof_the_change_is_kept_and_a_human_called(docker: Engine, c
     run = controller.heal(container="burner", cpus="0.5", remediate_probes=[blind], remediate_on_inconclusive="put_back")
     assert run.record["outcome"] == "rolled_back"
     assert docker.host_config("burner")["CpuQuota"] == -1
+
+
+def test_limits_as_a_single_command(docker: Engine, controller: Controller) -> None:
+    container = docker.run("app", Memory=64 << 20, MemorySwap=64 << 20)
+    began = time.time()
+    name = "homelab.healer.docker_limits"
+    quick: dict[str, t.Any] = {"docker_limits_sample": 0.2, "remediate_pause": 0}
+    run = controller.play(name, "--check", "--diff", container="app", cpus=2.0, memory="+50%", **quick)
+    assert (run.record["outcome"], docker.events(began)) == ("planned", [])
+    assert "+memory: 96MiB" in run.output
+    run = controller.play(name, container="app", cpus=2.0, memory="+50%", **quick)
+    assert (run.returncode, run.record["outcome"]) == (0, "healed")
+    assert run.record["undo"] == [{"module": name, "args": {"containers": [container], "cpus": "default", "memory": 64 << 20, "memory_swap": 64 << 20}}]
+    assert docker.events(began) == ["update"]
+    run = controller.play(name, container="app", cpus=2.0, memory="96m", **quick)
+    assert (run.record["outcome"], docker.events(began)) == ("healthy", ["update"])
+    run = controller.play(name, **quick)
+    assert "Name the container, as with -e container=app" in run.output
+    run = controller.play(name, container="app", **quick)
+    assert run.record["outcome"] == "needs_human"
+    assert "one of the following is required" in run.record["why"]
