@@ -151,3 +151,72 @@ def test_limits_as_a_single_command(docker: Engine, controller: Controller) -> N
     run = controller.play(name, container="app", **quick)
     assert run.record["outcome"] == "needs_human"
     assert "one of the following is required" in run.record["why"]
+
+
+@pytest.mark.parametrize("word", ["y", "yes", "1", "true", True, 1, "on"])
+def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, word: t.Any) -> None:
+    docker.run("burner", BURN)
+    began = time.time()
+    run = controller.heal("-e", f"dry_run={word}", container="burner", cpus="0.2")
+    assert (run.record["outcome"], run.record["dry_run"], docker.events(began)) == ("planned", True, [])
+
+
+def test_what_would_stop_the_chain_half_way_stops_it_before_the_first_write(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", BURN)
+    began = time.time()
+    for variable, said in (
+        ("dry_run=ture", "argument 'remediate_dry_run' is of type"),
+        ("remediate_looks=1", "at least 1 and at most remediate_looks"),
+        ("remediate_needed=0", "at least 1 and at most remediate_looks"),
+        ("remediate_pause=soon", "argument 'remediate_pause' is of type"),
+        ("docker_runaway_sample=0", "those are not both numbers above 0"),
+        ("cpus=0", "those are not both numbers above 0"),
+    ):
+        run = controller.heal("-e", f"container=burner {variable}" if "cpus" in variable else f"container=burner cpus=0.2 {variable}")
+        assert run.returncode == 2, variable
+        assert said in run.output.replace("\n        ", " "), (variable, run.output)
+    assert docker.events(began) == []
+    run = controller.heal("-e", "container=burner cpus=0.2 remediate_looks=2 remediate_needed=1 remediate_pause=1 docker_runaway_sample=1")
+    assert run.record["outcome"] == "healed", run.output
+
+
+def test_a_play_in_check_mode_writes_nothing_and_says_so(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", BURN)
+    began = time.time()
+    role = {"ansible.builtin.include_role": {"name": "homelab.healer.docker_runaway", "apply": {"check_mode": True}}, "check_mode": True}
+    run = controller.play([{**role, "vars": {"docker_runaway_cpus": "0.2", "docker_runaway_container": "burner", "docker_runaway_sample": 1}}])
+    assert (run.record["outcome"], run.record["dry_run"], docker.events(began)) == ("planned", True, [])
+
+
+def test_a_host_without_an_address_is_not_taken_for_the_controller(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", BURN)
+    inventory = controller.folder / "inventory.yml"
+    inventory.write_text(inventory.read_text().replace(f"healer_docker_host: {docker.docker_host}", "ansible_host: nas.example.org"))
+    run = controller.heal(cpus="0.2")
+    assert run.record["outcome"] == "needs_human"
+    assert "Say by healer_docker_host where the engine of this host listens" in run.record["why"]
+
+
+def test_a_limit_that_is_there_and_not_kept_needs_a_human(docker: Engine, controller: Controller) -> None:
+    """The diagnosis sees a rate that the limit, which is there already, should have prevented."""
+    docker.run("burner", BURN, CpuQuota=50_000)
+    goal = {"name": "its CPU rate is tiny", "kind": "goal", "value": "containers.0.cpu_rate", "at_most": 0.01}
+    probe = {"module": "homelab.healer.docker_usage_info", "args": {"containers": ["burner"]}, "judge": [goal]}
+    run = controller.play("homelab.healer.docker_limits", container="burner", cpus="0.5", remediate_probes=[probe])
+    assert (run.returncode, run.record["outcome"]) == (2, "needs_human")
+
+
+def test_nothing_is_changed_that_cannot_be_seen(docker: Engine, controller: Controller) -> None:
+    docker.run("burner", BURN)
+    began = time.time()
+    probe = {"module": "homelab.healer.docker_usage_info", "args": {"containers": ["gone"]}, "judge": []}
+    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[probe])
+    assert (run.record["outcome"], docker.events(began)) == ("needs_human", [])
+    assert "cannot see how burner is before the change: cannot find container gone" in run.record["why"]
+
+
+def test_a_container_that_restarts_again_and_again_is_not_called_healthy(docker: Engine, controller: Controller) -> None:
+    docker.run("looping", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 1", RestartPolicy={"Name": "always"})
+    time.sleep(1)
+    run = controller.heal(container="looping", cpus="0.2", docker_runaway_sample=2)
+    assert run.record["outcome"] == "needs_human", run.output

@@ -16,7 +16,7 @@ from ansible_collections.homelab.healer.plugins.modules import docker_limits, do
 from tests.lab.engine import BURN, Engine, OwnEngine
 from tests.lab.modules import call, read
 from tests.lab.playbooks import Controller
-from tests.lab.wire import Wire, wire
+from tests.lab.wire import Wire, said, wire
 
 NAMES = [f"app{number:02}" for number in range(20)]
 
@@ -95,11 +95,29 @@ def test_a_lost_reply_is_neither_a_failure_nor_a_success_before_somebody_looked(
 
 def test_a_proxy_that_forbids_writes_is_told_apart(own_docker: OwnEngine, line: Wire) -> None:
     own_docker.run("app")
-    line.forbid_writes = True
+    line.answer_writes = said(403, "Forbidden")
     answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5")
     assert error is not None
     assert (error.code, answer["changed"]) == ("denied", False)
     assert "POST /containers/*/update" in error.fix
+
+
+def test_a_proxy_that_loses_patience_leaves_it_open_and_it_is_looked_into(own_docker: OwnEngine, line: Wire) -> None:
+    own_docker.run("app")
+    line.answer_writes = said(504, "Gateway Timeout")
+    answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5")
+    assert error is not None
+    assert (error.code, answer["changed"], answer["results"][0]["unknown"]) == ("task_failed", False, False)
+
+
+def test_an_engine_that_hangs_is_not_waited_for_without_end(own_docker: OwnEngine, line: Wire) -> None:
+    own_docker.run("app")
+    line.before_update = lambda number: "late" if number == 1 else None
+    began = time.monotonic()
+    answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5", timeout=1)
+    assert time.monotonic() - began < 5
+    assert error is None
+    assert answer["results"][0]["notes"] == ["the reply to the change was lost; it was looked at again, and it holds"]
 
 
 def test_a_socket_without_the_right_to_it(own_docker: OwnEngine) -> None:
@@ -112,6 +130,13 @@ def test_a_socket_without_the_right_to_it(own_docker: OwnEngine) -> None:
     assert error is not None
     assert error.code == "denied"
     assert "group that owns the socket" in error.fix
+
+
+@pytest.mark.parametrize("options", [{"docker_host": "tcp://host:99999"}, {"docker_host": "tcp://a:b"}, {"docker_host": "tcp://[::1"}, {"timeout": 0}])
+def test_what_cannot_be_an_address_or_a_timeout(options: dict[str, t.Any]) -> None:
+    _answer, error = call(docker_limits, containers=["app"], cpus="0.5", **options)
+    assert error is not None
+    assert (error.code, error.retryable) == ("invalid", False)
 
 
 @pytest.mark.parametrize("address", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1"])
@@ -128,13 +153,13 @@ def test_tls_is_verified_unless_told_otherwise(own_docker: OwnEngine, monkeypatc
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
     where, tls = own_docker.tls_host, own_docker.tls
     assert read(docker_usage_info, docker_host=where, containers=["app"], **tls)["containers"][0]["name"] == "app"
-    for options, said in (
+    for options, words in (
         ({}, "certificate verify failed"),
         ({**tls, "ca_path": None}, "certificate verify failed"),
         ({"ca_path": tls["ca_path"]}, "certificate"),
         ({"tls": False}, "HTTP request to an HTTPS server"),
     ):
-        with pytest.raises(HealerError, match=said) as caught:
+        with pytest.raises(HealerError, match=words) as caught:
             read(docker_usage_info, docker_host=where, containers=["app"], **options)
         assert caught.value.code == "unreachable"
     with pytest.raises(HealerError, match="certificate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import typing as t
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.homelab.healer.plugins.module_utils._containers import LIFTED_MEMORY
+from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info
 from tests.lab.engine import BURN, Engine, OwnEngine
 from tests.lab.modules import call, read
@@ -230,7 +232,7 @@ def test_t5_9_and_t5_11_other_limits_read_back_in_one_spelling(docker: Engine, l
         back = limits("app", cpuset_cpus="default", cpu_shares="default", pids_limit="unlimited")
         assert back["results"][0]["verified"] == {"cpuset_cpus": "cgroup", "cpu_shares": "cgroup", "pids_limit": "cgroup"}
         assert not limits("app", cpuset_cpus=f"0-{cpus - 1}", cpu_shares="1024", pids_limit="-1")["changed"]
-    assert f"the host's CPUs are 0 to {cpus - 1}" in limits.refused("app", cpuset_cpus=f"0,{cpus}")
+    assert f"here it can have 0-{cpus - 1}" in limits.refused("app", cpuset_cpus=f"0,{cpus}")
     assert "cpuset_cpus cannot be 'first'" in limits.refused("app", cpuset_cpus="first")
 
 
@@ -243,7 +245,9 @@ def test_t5_13_a_container_is_its_id_not_its_name(docker: Engine, limits: Limits
     assert limits.refused(first, cpus="default").startswith("not_found: cannot find container")
     assert docker.host_config("app")["CpuQuota"] == 70_000
     assert "merely how the id of app begins" in limits.refused(second[:6], cpus="1")
-    assert limits("app", second, second[:12], cpus="1", check=True)["results"][0]["id"] == second
+    assert limits("app", "/app", second, second[:12], cpus="1", check=True)["results"][0]["id"] == second
+    for name in (".", "app/", "../app", "äpp", "a b"):
+        assert limits.refused(name, cpus="1").startswith("invalid: cannot find container")
 
 
 def test_t5_13_removed_and_made_again_between_plan_and_apply(docker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +308,9 @@ def test_relative_values(docker: Engine, limits: Limits) -> None:
     assert answer["results"][0]["after"] == {"cpus": 0.75, "memory": 150 * MIB, "memory_swap": 200 * MIB}
     assert "cannot set memory of bare to +50%: it has none to begin from" in limits.refused("bare", memory="+50%")
     assert "the new value is out of bounds" in limits.refused("app", memory="-1g")
+    for nonsense in ("--25%", "+-1", "+inf%", "-1", "+" + "9" * 400):
+        assert limits.refused("app", cpus=nonsense).startswith("invalid: ")
+    assert limits.refused("app", memory="+1" + "0" * 400 + "%").startswith("invalid: ")
 
 
 def test_a_drifted_limit_is_seen_and_set_again(own_docker: OwnEngine) -> None:
@@ -333,3 +340,27 @@ def test_usage_of_what_runs_and_what_does_not(docker: Engine) -> None:
     assert (created["status"], created["cpu_rate"], created["memory_used"], created["witness"]) == ("created", None, None, None)
     assert answer["host"]["cpus"] == docker.api.info()["NCPU"]
     assert [found["name"] for found in read(docker_usage_info, docker_host=docker.docker_host)["containers"]].count("created") == 0
+    for sample in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(HealerError, match="sample cannot be"):
+            read(docker_usage_info, docker_host=docker.docker_host, sample=sample)
+
+
+def test_what_restarts_or_goes_while_it_is_measured(docker: Engine) -> None:
+    docker.run("burner", BURN)
+    docker.run("fleeting", BURN)
+    docker.run("stays", BURN)
+
+    def disturb() -> None:
+        docker.api.restart("burner", timeout=0)
+        docker.api.remove_container("fleeting", force=True)
+
+    threading.Timer(0.5, disturb).start()
+    answer = read(docker_usage_info, docker_host=docker.docker_host, sample=2.5)
+    rates = {facts["name"]: facts["cpu_rate"] for facts in answer["containers"]}
+    assert set(rates) == {"burner", "stays"}
+    assert rates["burner"] is None or rates["burner"] > 0.2
+    assert rates["stays"] > 0.2
+    docker.run("fleeting")
+    threading.Timer(0.5, docker.api.remove_container, args=("fleeting",), kwargs={"force": True}).start()
+    with pytest.raises(HealerError, match="cannot find container fleeting"):
+        read(docker_usage_info, docker_host=docker.docker_host, sample=2.0, containers=["stays", "fleeting"])

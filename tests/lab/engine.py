@@ -231,8 +231,8 @@ def _unmount_below(folder: Path) -> None:
 def docker_engine() -> t.Iterator[Engine]:
     """The lab's engine with its image; nothing of it is left afterwards."""
     if os.geteuid() == 0 and shutil.which("dockerd"):
-        # A short path: a socket's may have no more than 107 characters.
-        own = OwnEngine(Path(tempfile.mkdtemp(prefix="healer-lab-", dir="/tmp")))
+        # A short path, as a socket's may have no more than 107 characters, and on a disk: on a tmpfs the containers' files would count as memory.
+        own = OwnEngine(Path(tempfile.mkdtemp(prefix="healer-lab-", dir="/var/tmp")))
         try:
             own.build_image()
             yield own

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
+import time
 import typing as t
 from pathlib import Path
-
-FORBIDDEN = b'HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 34\r\nConnection: close\r\n\r\n{"message":"403 Forbidden, really"}'
 
 
 class Wire:
     """A socket that passes everything on to the engine's.
 
     ``before_update`` is called with the number of each request that writes, counted from 1, before that is passed on; when it returns
-    ``"cut"``, the request is passed on and the reply is not. With ``forbid_writes`` a write is answered as a guarding proxy does.
+    ``"cut"``, the request is passed on and the reply is not; with ``"late"`` it is passed on two seconds later. ``answer_writes`` is what a proxy that
+    guards the engine answers itself.
     """
 
     def __init__(self, path: Path, upstream: Path) -> None:
         self.docker_host = f"unix://{path}"
         self.connections = 0
         self.updates = 0
-        self.forbid_writes = False
+        self.answer_writes = b""
         self.before_update: t.Callable[[int], str | None] = lambda number: None
         self._path, self._upstream = path, upstream
         self._lock = threading.Lock()
@@ -53,12 +54,15 @@ class Wire:
             replies.start()
             while data := client.recv(65536):
                 if data.startswith(b"POST") and b"/update" in data.partition(b"\r\n")[0]:
+                    data = _whole(data, client)
                     with self._lock:
                         self.updates += 1
                         verdict = self.before_update(self.updates)
-                    if self.forbid_writes:
-                        client.sendall(FORBIDDEN)
+                    if self.answer_writes:
+                        client.sendall(self.answer_writes)
                         break
+                    if verdict == "late":
+                        time.sleep(2)
                     if verdict == "cut":
                         client.shutdown(socket.SHUT_RDWR)
                         engine.sendall(data)
@@ -72,6 +76,22 @@ class Wire:
             while data := engine.recv(65536):
                 client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)
+
+
+def said(status: int, words: str) -> bytes:
+    """A proxy's answer."""
+    message = json.dumps({"message": words}).encode()
+    head = f"HTTP/1.1 {status} {words}\r\nContent-Type: application/json\r\nContent-Length: {len(message)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + message
+
+
+def _whole(data: bytes, client: socket.socket) -> bytes:
+    """The whole request: a client may send its body after its head."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    while len(body) < length:
+        body += client.recv(length - len(body))
+    return head + b"\r\n\r\n" + body
 
 
 @contextlib.contextmanager

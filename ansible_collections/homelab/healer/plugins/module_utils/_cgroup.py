@@ -26,7 +26,8 @@ class Reading:
 
     ``taken`` is a clock's seconds, ``cpu`` seconds of CPU time, ``periods`` and ``throttled`` the scheduler's accounting periods, ``memory_used``
     bytes without the page cache (tmpfs counts), ``memory_cache`` the page cache's bytes. ``limits`` holds those that were seen: ``None`` is no limit,
-    ``cpus`` is a pair of quota and period in microseconds. What this source cannot tell is ``None``.
+    ``cpus`` is a pair of quota and period in microseconds. ``cpus_allowed`` are the CPUs
+    of the group above it, as ``0-3``, which it has without a set of its own. What this source cannot tell is ``None`` or empty.
     """
 
     witness: str
@@ -34,12 +35,13 @@ class Reading:
     cpu: float
     periods: int
     throttled: int
-    memory_used: int
-    memory_cache: int
-    pids: int
+    memory_used: int | None
+    memory_cache: int | None
+    pids: int | None
     limit_hits: int | None = None
     oom_kills: int | None = None
     limits: t.Mapping[str, t.Any] = field(default_factory=dict)
+    cpus_allowed: str = ""
 
 
 def bounded(number: int) -> int | None:
@@ -87,6 +89,11 @@ def _text(folder: str, name: str) -> str:
         return file.read().strip()
 
 
+def _optional(folder: str, name: str) -> str | None:
+    """The same where the controller is in use for the group, and ``None`` where it is not."""
+    return _text(folder, name) if os.path.exists(os.path.join(folder, name)) else None
+
+
 def _table(folder: str, name: str) -> dict[str, int]:
     return {key: int(value) for key, value in (line.split() for line in _text(folder, name).splitlines())}
 
@@ -99,7 +106,7 @@ def _read_v1(groups: t.Mapping[str, str]) -> Reading:
     memory, cpu = groups["memory"], groups["cpu"]
     stat, times = _table(memory, "memory.stat"), _table(cpu, "cpu.stat")
     cache = stat["total_active_file"] + stat["total_inactive_file"]
-    limits = {
+    limits: dict[str, t.Any] = {
         "cpus": (int(_text(cpu, "cpu.cfs_quota_us")), int(_text(cpu, "cpu.cfs_period_us"))),
         "cpu_shares": int(_text(cpu, "cpu.shares")),
         "memory": _number(_text(memory, "memory.limit_in_bytes")),
@@ -107,8 +114,9 @@ def _read_v1(groups: t.Mapping[str, str]) -> Reading:
         "pids_limit": _number(_text(groups["pids"], "pids.max")),
         "cpuset_cpus": _text(groups["cpuset"], "cpuset.cpus"),
     }
-    if os.path.exists(os.path.join(memory, "memory.memsw.limit_in_bytes")):
-        limits["memory_swap"] = _number(_text(memory, "memory.memsw.limit_in_bytes"))
+    swap = _optional(memory, "memory.memsw.limit_in_bytes")
+    if swap is not None:
+        limits["memory_swap"] = _number(swap)
     return Reading(
         witness="cgroup",
         taken=time.monotonic(),
@@ -121,6 +129,7 @@ def _read_v1(groups: t.Mapping[str, str]) -> Reading:
         limit_hits=int(_text(memory, "memory.failcnt")),
         oom_kills=_table(memory, "memory.oom_control").get("oom_kill"),
         limits=limits,
+        cpus_allowed=_optional(os.path.dirname(groups["cpuset"]), "cpuset.cpus") or "",
     )
 
 
@@ -129,15 +138,16 @@ def _read_v2(folder: str) -> Reading:
     cache = stat["active_file"] + stat["inactive_file"]
     quota, period = _text(folder, "cpu.max").split()
     memory = _number(_text(folder, "memory.max"))
-    limits = {
+    limits: dict[str, t.Any] = {
         "cpus": (-1 if quota == "max" else int(quota), int(period)),
         "memory": memory,
         "memory_reservation": _number(_text(folder, "memory.low")),
         "pids_limit": _number(_text(folder, "pids.max")),
-        "cpuset_cpus": _text(folder, "cpuset.cpus"),
     }
-    if os.path.exists(os.path.join(folder, "memory.swap.max")):
-        swap = _text(folder, "memory.swap.max")
+    cpuset, swap = _optional(folder, "cpuset.cpus"), _optional(folder, "memory.swap.max")
+    if cpuset is not None:
+        limits["cpuset_cpus"] = cpuset
+    if swap is not None:
         limits["memory_swap"] = None if memory is None or swap == "max" else bounded(memory + int(swap))
     return Reading(
         witness="cgroup",
@@ -151,4 +161,5 @@ def _read_v2(folder: str) -> Reading:
         limit_hits=events["max"],
         oom_kills=events["oom_kill"],
         limits=limits,
+        cpus_allowed=_optional(os.path.dirname(folder), "cpuset.cpus.effective") or "",
     )

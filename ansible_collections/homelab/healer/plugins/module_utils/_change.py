@@ -88,7 +88,7 @@ def plan_each(states: t.Iterable[StateT], plan_one: t.Callable[[StateT], Change]
 def at_most(option: str, limit: int, states: t.Iterable[State], changes: dict[str, Change]) -> dict[str, Change]:
     """The same changes, if no more than ``limit`` targets would change; ``option`` is what the user sets it by."""
     changing = [state.name for state in states if changes[state.key].steps]
-    if len(changing) > limit:
+    if changing and len(changing) > limit:
         raise Refused(
             f"will not change {len(changing)} targets at once",
             why=f"{option} is {limit}, and these would change: {', '.join(changing)}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._cgroup import Reading, bounded
 from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, REVERSIBILITIES, Values
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Invalid, Refused
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, HealerError, Invalid, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Quantity, Size, parse_size
 
 LIMITS = ("cpus", "memory", "memory_swap", "memory_reservation", "cpu_shares", "cpuset_cpus", "pids_limit")
@@ -28,6 +28,7 @@ NEAR = 65_536
 """Kernels round a memory limit to whole pages, of at most this many bytes."""
 HEADROOM = 1.1
 """A lower memory limit must leave this much of what is used now, so that the next allocation does not kill."""
+MOST_CPUS = 8191
 SHARES = 1024
 """What cgroup v1 gives a container that asks for no share."""
 SIZE = Quantity(parse_size, Size(6 << 20), Size((1 << 60) - 1), lifts=(DEFAULT, "unlimited", "-1"))
@@ -70,6 +71,8 @@ class Host:
 class Container:
     """A container as the engine has it. ``limits`` are the configured ones, ``live`` those that a witness other than the configuration saw.
 
+    ``everything`` are the CPUs that it has without a set of its own: in an LXC these need not begin with 0.
+
     Two are equal when it is the same container with the same limits.
     """
 
@@ -79,6 +82,7 @@ class Container:
     name: str = field(compare=False)
     status: str = field(compare=False)
     host: Host = field(compare=False)
+    everything: str = field(compare=False)
     nano_cpus: bool = field(compare=False)
     contradictory: bool = field(compare=False)
     period: int = field(compare=False)
@@ -99,14 +103,24 @@ class Container:
         return self.reading.witness if self.reading and limit in self.live else "accepted"
 
 
-def rate(first: Reading, then: Reading) -> float:
-    """CPUs used between two readings: 1.5 is one and a half."""
-    return (then.cpu - first.cpu) / max(then.taken - first.taken, 1e-9)
+def rate(first: Reading | None, then: Reading | None) -> float | None:
+    """CPUs used between two readings: 1.5 is one and a half. ``None`` where they do not belong together, as after a restart."""
+    if first is None or then is None or first.witness != then.witness or then.cpu < first.cpu or then.taken <= first.taken:
+        return None
+    return (then.cpu - first.cpu) / (then.taken - first.taken)
+
+
+def rates(first: Reading | None, then: Reading | None) -> dict[str, float | None]:
+    """The CPU rate between two readings, and the share of the scheduler's periods in which the limit held the container back."""
+    used = rate(first, then)
+    if first is None or then is None or used is None:
+        return dict(cpu_rate=None, throttled=None)
+    periods = then.periods - first.periods
+    return dict(cpu_rate=round(used, 3), throttled=round((then.throttled - first.throttled) / periods, 3) if periods > 0 else None)
 
 
 def body(container: Container, limits: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """The engine's names and values for these limits; ``default`` lifts one, by the value that does so live."""
-    everything = f"0-{container.host.cpus - 1}"
     fields: dict[str, t.Callable[[t.Any], tuple[str, t.Any]]] = {
         "cpus": lambda value: (
             ("NanoCpus", round(value * 1e9)) if container.nano_cpus else ("CpuQuota", -1 if value == DEFAULT else round(value * container.period))
@@ -115,7 +129,7 @@ def body(container: Container, limits: t.Mapping[str, t.Any]) -> dict[str, t.Any
         "memory_swap": lambda value: ("MemorySwap", LIFTED_SWAP if value == DEFAULT else int(value)),
         "memory_reservation": lambda value: ("MemoryReservation", int(value)),
         "cpu_shares": lambda value: ("CpuShares", SHARES if value == DEFAULT else value),
-        "cpuset_cpus": lambda value: ("CpusetCpus", everything if value == DEFAULT else value),
+        "cpuset_cpus": lambda value: ("CpusetCpus", container.everything if value == DEFAULT else value),
         "pids_limit": lambda value: ("PidsLimit", -1 if value == DEFAULT else value),
     }
     sent = dict(fields[limit](value) for limit, value in limits.items())
@@ -129,16 +143,18 @@ def cpu_list(text: str) -> frozenset[int]:
     cpus: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
+        if int(last if dash else first) > MOST_CPUS:
+            raise ValueError(f"no machine has a CPU with a number above {MOST_CPUS}")
         cpus.update(range(int(first), int(last if dash else first) + 1))
     if not cpus:
         raise ValueError("it names no CPU")
     return frozenset(cpus)
 
 
-def cpuset(text: str, host: Host) -> str:
-    """A set of CPUs in one spelling (``0,2-3``); all of the host's are ``default``."""
+def cpuset(text: str, everything: str) -> str:
+    """A set of CPUs in one spelling (``0,2-3``); ``everything``, the CPUs that a container has without a set of its own, is ``default``."""
     cpus = sorted(cpu_list(text)) if text else []
-    if not cpus or cpus == list(range(host.cpus)):
+    if not cpus or frozenset(cpus) == cpu_list(everything):
         return DEFAULT
     runs: list[list[int]] = []
     for cpu in cpus:
@@ -149,7 +165,7 @@ def cpuset(text: str, host: Host) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def configured(config: t.Mapping[str, t.Any], host: Host) -> dict[str, t.Any]:
+def configured(config: t.Mapping[str, t.Any], host: Host, everything: str) -> dict[str, t.Any]:
     """The limits of an inspected container, in this collection's words."""
 
     def size(name: str) -> t.Any:
@@ -164,12 +180,12 @@ def configured(config: t.Mapping[str, t.Any], host: Host) -> dict[str, t.Any]:
         "memory_swap": size("MemorySwap"),
         "memory_reservation": size("MemoryReservation"),
         "cpu_shares": DEFAULT if not shares or (shares == SHARES and host.cgroup_version == "1") else shares,
-        "cpuset_cpus": cpuset(config["CpusetCpus"], host),
+        "cpuset_cpus": cpuset(config["CpusetCpus"], everything),
         "pids_limit": bounded(config["PidsLimit"] or 0) or DEFAULT,
     }
 
 
-def seen_live(limits: t.Mapping[str, t.Any], reading: Reading, host: Host) -> dict[str, t.Any]:
+def seen_live(limits: t.Mapping[str, t.Any], reading: Reading, host: Host, everything: str) -> dict[str, t.Any]:
     """The limits that a reading saw, in this collection's words; as configured where the difference is only the kernel's rounding."""
     live: dict[str, t.Any] = {}
     for limit, seen in reading.limits.items():
@@ -182,13 +198,13 @@ def seen_live(limits: t.Mapping[str, t.Any], reading: Reading, host: Host) -> di
             near = configured != DEFAULT and seen is not None and abs(configured - seen) < NEAR
             live[limit] = configured if near else DEFAULT if seen is None else Size(seen)
         elif limit == "cpuset_cpus":
-            live[limit] = cpuset(seen, host)
+            live[limit] = cpuset(seen, everything)
         elif limit == "cpu_shares":
             live[limit] = DEFAULT if seen == SHARES else seen
         else:
             live[limit] = DEFAULT if seen is None else seen
     if reading.witness == "stats" and live.get("memory", 0) == host.memory and (limits["memory"] == DEFAULT or limits["memory"] >= host.memory):
-        live["memory"] = limits["memory"]  # the engine shows no limit above the host's memory
+        del live["memory"]  # the engine shows no limit above the host's memory
     return live
 
 
@@ -211,7 +227,7 @@ def attainable(asked: t.Mapping[str, t.Any], now: Container) -> dict[str, t.Any]
     if DEFAULT not in (reservation, memory) and reservation > memory:
         raise Invalid(f"cannot reserve {reservation} for {now.name}", why=f"its memory limit is {memory}", fix="Reserve at most as much as the limit.")
     for limit, value in wanted.items():
-        if value == DEFAULT != now.limits[limit] and _reversibility(limit, DEFAULT, now) == "none":
+        if value == DEFAULT != now.limits[limit] and not _liftable(limit, now):
             raise Refused(
                 f"cannot lift {limit} of {now.name}",
                 why="the engine has no value that takes it away, and would ignore one that looks like it",
@@ -233,7 +249,7 @@ def _cpus(value: t.Any, now: Container) -> t.Any:
     if now.contradictory:
         raise Refused(
             what,
-            why="it has both NanoCpus and a CpuQuota of -1 (docker update --cpu-quota -1 leaves that behind), so the next restart would lift the limit again",
+            why="it has both NanoCpus and a CpuQuota of -1 (as docker update --cpus leaves behind after a lifted quota), so a restart would lift the limit",
             fix="Recreate it with the limit that it shall have.",
         )
     if value == DEFAULT:
@@ -250,12 +266,9 @@ def _cpus(value: t.Any, now: Container) -> t.Any:
 def _cpuset(value: str, now: Container) -> str:
     if value == DEFAULT:
         return value
-    strange = [cpu for cpu in sorted(cpu_list(value)) if cpu >= now.host.cpus]
-    if strange:
-        raise Invalid(
-            f"cannot pin {now.name} to CPUs {value}", why=f"the host's CPUs are 0 to {now.host.cpus - 1}", fix=f"Leave out {', '.join(map(str, strange))}."
-        )
-    return cpuset(value, now.host)
+    if now.reading and now.reading.cpus_allowed and not cpu_list(value) <= cpu_list(now.everything):
+        raise Invalid(f"cannot pin {now.name} to CPUs {value}", why=f"here it can have {now.everything}", fix="Leave out the others.")
+    return cpuset(value, now.everything)
 
 
 def _memory(wanted: t.Mapping[str, t.Any], now: Container) -> dict[str, t.Any]:
@@ -286,9 +299,9 @@ def _memory(wanted: t.Mapping[str, t.Any], now: Container) -> dict[str, t.Any]:
 
 def guard_usage(now: Container, before: Values, after: Values) -> None:
     """Refuse a limit lower than before that is below what the container uses now."""
-    if not now.reading:
-        return
-    for limit, used, room in (("memory", Size(now.reading.memory_used), HEADROOM), ("pids_limit", now.reading.pids, 1)):
+    used_now = (now.reading.memory_used, now.reading.pids) if now.reading else (None, None)
+    for limit, number, room in (("memory", used_now[0], HEADROOM), ("pids_limit", used_now[1], 1)):
+        used = Size(number or 0) if limit == "memory" else number or 0
         value = after.get(limit, DEFAULT)
         if value != DEFAULT and value < used * room and (before[limit] == DEFAULT or value < before[limit]):
             raise Refused(
@@ -319,18 +332,27 @@ def difference(wanted: Values, now: Container) -> tuple[Values, Values]:
 
 def way_back(before: Values, now: Container) -> tuple[Values, str]:
     """The limits that put ``before`` back while the container runs, and how well they do."""
-    kinds = {limit: _reversibility(limit, value, now) for limit, value in before.items()}
+    kinds = {limit: _reversibility(limit, before, now) for limit in before}
     undo = {limit: value for limit, value in before.items() if kinds[limit] != "none"}
     return undo, max(kinds.values(), key=REVERSIBILITIES.index, default="exact")
 
 
-def _reversibility(limit: str, before: t.Any, now: Container) -> str:
+def _liftable(limit: str, now: Container) -> bool:
+    return limit != "memory_reservation" and (limit != "cpu_shares" or now.host.cgroup_version == "1")
+
+
+def _reversibility(limit: str, before: Values, now: Container) -> str:
     """How well the value that a limit had can be put back while the container runs."""
-    if before != DEFAULT or limit in ("cpus", "pids_limit"):
-        return "exact"
-    if limit == "memory_reservation" or (limit == "cpu_shares" and now.host.cgroup_version != "1"):
-        return "none"
-    return "equivalent"
+    together = {"memory", "memory_swap"} if limit in ("memory", "memory_swap") else {limit}
+    if before[limit] == DEFAULT:
+        return "exact" if limit == "pids_limit" else "equivalent" if _liftable(limit, now) else "none"
+    try:
+        if limit in QUANTITIES:
+            QUANTITIES[limit].check(before[limit])
+        attainable({name: value for name, value in before.items() if name in together}, now)
+    except (HealerError, ValueError):
+        return "none"  # made by other means, and out of the bounds of an update
+    return "exact"
 
 
 def compose_lines(now: Container, limits: t.Mapping[str, t.Any]) -> str:

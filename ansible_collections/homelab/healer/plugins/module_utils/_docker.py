@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import traceback
 import typing as t
@@ -42,6 +43,7 @@ try:
     import requests
     from docker.errors import APIError, DockerException
     from docker.transport import UnixHTTPAdapter
+    from docker.utils import version_gte
 
     class _Socket(UnixHTTPAdapter):
         """Keeps its connections for all requests; the SDK's own opens one for each address that is asked."""
@@ -65,6 +67,7 @@ try:
 except ImportError:
     IMPORT_ERROR = traceback.format_exc()
 
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 STATS_AT_ONCE = 16
 """Old engines answer a question for statistics only once a second, so they are asked for many containers at once."""
 
@@ -91,7 +94,7 @@ REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
     (409, "removal", NotFound, "It is being removed; there is nothing left to limit."),
     (409, "", Conflict, "It changed since it was looked at; run this again."),
     (500, "unable to set memory limit", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
-    (500, "device or resource busy", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
+    (500, "memory.limit_in_bytes", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
     (500, "", TaskFailed, "Look into the engine's log; its words are above."),
 )
 """What the engine's refusals mean: status, a phrase of its message, the failure, and what to do. The first that fits counts."""
@@ -103,8 +106,14 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Engine]:
     if IMPORT_ERROR:
         raise MissingLibrary("cannot speak to Docker", why=missing_required_lib("docker"), fix="Install it where this module runs: pip install docker.")
     where = params["docker_host"]
-    with translated(f"cannot connect to the Docker Engine at {where}"):
-        api = _Client(base_url=where, version="auto", timeout=params["timeout"], tls=_tls(params), use_ssh_client=where.startswith("ssh://"))
+    what = f"cannot connect to the Docker Engine at {where}"
+    if params["timeout"] <= 0:
+        raise Invalid(what, why=f"a timeout of {params['timeout']} seconds leaves no time for an answer", fix="Give a longer one.")
+    try:
+        with translated(what):
+            api = _Client(base_url=where, version="auto", timeout=params["timeout"], tls=_tls(params), use_ssh_client=where.startswith("ssh://"))
+    except ValueError as error:
+        raise Invalid(what, why=f"that is no address: {error}", fix="Give one such as unix:///var/run/docker.sock or tcp://host:2376.") from error
     try:
         yield Engine(api, where)
     finally:
@@ -135,7 +144,8 @@ def translated(what: str, writing: bool = False) -> t.Iterator[None]:
         for code, phrase, failure, fix in REFUSALS:
             if status == code and phrase in said:
                 raise failure(what, why=said, fix=fix) from error
-        raise TaskFailed(what, why=f"HTTP {status}: {said}", fix="Look into the engine's log.") from error
+        lost = writing and status in (502, 503, 504)  # a proxy's word: the engine may have got it
+        raise TaskFailed(what, why=f"HTTP {status}: {said}", fix="Look into the engine's log.", uncertain=lost) from error
     except requests.exceptions.Timeout as error:
         raise TimedOut(what, why=str(error), fix="Look whether the engine hangs; a longer timeout may do.", uncertain=writing) from error
     except (DockerException, requests.exceptions.RequestException, OSError) as error:
@@ -184,7 +194,7 @@ class Engine:
         else:
             with translated("cannot list containers"):
                 listed = self._api.containers(all=bool(labels), filters={"label": list(labels or ())})
-            found = [details for details in map(self._still_there, listed) if details]
+            found = [details for details in (self._still_there(entry["Id"]) for entry in listed) if details]
             if labels and not found:
                 raise NotFound(
                     f"no container has the labels {', '.join(labels)}", why="the engine knows none", fix="Look with docker ps --all --filter label=…."
@@ -197,20 +207,22 @@ class Engine:
         found, errors = [], {}
         for name in names:
             try:
-                found.append(self._inspect(name))
+                found.append(self._inspect(name[1:] if name.startswith("/") else name))
             except HealerError as error:
                 errors[name] = error
         if errors:
             raise together(errors)
         return found
 
-    def _still_there(self, listed: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+    def _still_there(self, key: str) -> dict[str, t.Any] | None:
         try:
-            return self._inspect(listed["Id"])
+            return self._inspect(key)
         except NotFound:
             return None
 
     def _inspect(self, name: str) -> dict[str, t.Any]:
+        if not NAME.fullmatch(name):
+            raise Invalid(f"cannot find container {name!r}", why="no container can have that name", fix="Give a name or an id as docker ps shows it.")
         with translated(f"cannot find container {name}"):
             details: dict[str, t.Any] = self._api.inspect_container(name)
         if name != details["Name"].lstrip("/") and not (len(name) >= 12 and details["Id"].startswith(name)):
@@ -223,15 +235,17 @@ class Engine:
 
     def _container(self, details: dict[str, t.Any]) -> Container:
         host_config, state = details["HostConfig"], details["State"]
-        reading = self.read(details) if state["Running"] and not state["Restarting"] else None
-        limits = configured(host_config, self.host)
+        reading = self._read(details) if state["Running"] and not state["Restarting"] else None
+        everything = (reading and reading.cpus_allowed) or f"0-{self.host.cpus - 1}"
+        limits = configured(host_config, self.host, everything)
         return Container(
             key=details["Id"],
             limits=limits,
-            live=seen_live(limits, reading, self.host) if reading else {},
+            live=seen_live(limits, reading, self.host, everything) if reading else {},
             name=details["Name"].lstrip("/"),
             status=state["Status"],
             host=self.host,
+            everything=everything,
             nano_cpus=bool(host_config["NanoCpus"]),
             contradictory=bool(host_config["NanoCpus"]) and host_config["CpuQuota"] < 0,
             period=host_config["CpuPeriod"] or PERIOD,
@@ -239,21 +253,24 @@ class Engine:
             reading=reading,
         )
 
-    def read(self, details: t.Mapping[str, t.Any]) -> Reading | None:
+    def _read(self, details: t.Mapping[str, t.Any]) -> Reading | None:
         """What a running container uses now: from its control group where that can be read, else from the engine's statistics."""
         reading = read_cgroup(details["State"]["Pid"], details["Id"])
         if reading:
             return reading
-        with translated(f"cannot read the statistics of {details['Name'].lstrip('/')}"):
-            return _from_stats(self._api.stats(details["Id"], stream=False, one_shot=True))
+        once = {"one_shot": True} if version_gte(self._api.api_version, "1.41") else {}
+        try:
+            with translated(f"cannot read the statistics of {details['Name'].lstrip('/')}"):
+                return _from_stats(self._api.stats(details["Id"], stream=False, **once))
+        except NotFound:
+            return None
 
-    def read_again(self, containers: t.Iterable[Container], seconds: float) -> dict[str, tuple[Reading, Reading]]:
-        """Two readings of each running container, at least ``seconds`` apart, by its key."""
-        first = {container.key: container for container in containers if container.reading}
+    def again(self, containers: t.Sequence[Container], seconds: float) -> list[Container]:
+        """The same containers some seconds later, in that order; those that are gone are left out."""
         time.sleep(seconds)
+        found = [details for details in (self._still_there(container.key) for container in containers) if details]
         with ThreadPoolExecutor(STATS_AT_ONCE) as workers:
-            second = workers.map(lambda container: self.read(container.details), first.values())
-            return {key: (container.reading, then) for (key, container), then in zip(first.items(), second) if container.reading and then}
+            return list(workers.map(self._container, found))
 
     def verify(self, container: Container, limits: Values) -> dict[str, str]:
         """By what each of these limits is known to hold: ``cgroup``, ``stats``, ``rate``, or ``accepted`` where the engine's word is all there is."""
@@ -265,24 +282,26 @@ class Engine:
 
     def _keeps_to(self, container: Container, cpus: float) -> bool:
         """Whether a second's measurement shows the container held to this many CPUs; false where it had too little to do to tell."""
-        for first, then in self.read_again([container], seconds=1).values():
-            used = rate(first, then)
+        for then in self.again([container], seconds=1):
+            used = rate(container.reading, then.reading)
+            if used is None or container.reading is None or then.reading is None:
+                return False
             if used > cpus * 1.1 + 0.05:
                 raise NotConverged(
                     f"limited {container.name} to {cpus} CPUs, but it used {used:.2f}",
                     why="the engine took the limit and the kernel does not keep it",
                     fix="Look into the engine's log; the undo puts the old limit back.",
                 )
-            return then.throttled > first.throttled
+            return then.reading.throttled > container.reading.throttled
         return False
 
     def update(self, container: Container, limits: Values) -> None:
         """Set limits of exactly this container while it runs; nothing else about it changes."""
         with translated(f"cannot limit container {container.name}", writing=True):
             # The SDK's own update_container() knows neither NanoCpus nor PidsLimit.
-            response = self._api.post(self._api._url("/containers/{0}/update", container.key), json=body(container, limits))
-            self._api._raise_for_status(response)
-            warnings = [warning for warning in response.json().get("Warnings") or () if "discarded" in warning.lower()]
+            response = self._api._post_json(self._api._url("/containers/{0}/update", container.key), data=body(container, limits))
+            answer = self._api._result(response, json=True)
+            warnings = [warning for warning in answer.get("Warnings") or () if "discarded" in warning.lower()]
         if warnings:
             raise TaskFailed(f"cannot limit container {container.name}", why=" ".join(warnings), fix="The host's kernel cannot do this; leave the option out.")
 
@@ -290,25 +309,29 @@ class Engine:
 def _from_stats(stats: t.Mapping[str, t.Any]) -> Reading | None:
     """The engine's statistics as a reading; ``None`` where it has none, as for a container that has just stopped."""
     memory, cpu, pids = stats["memory_stats"], stats["cpu_stats"], stats["pids_stats"]
-    if not memory.get("usage"):
+    if stats["read"].startswith("0001-"):
         return None
-    detail = memory["stats"]
+    detail = memory.get("stats") or {}
     version_1 = "hierarchical_memory_limit" in detail
     prefix = "total_" if version_1 else ""
-    cache = detail[f"{prefix}active_file"] + detail[f"{prefix}inactive_file"]
-    limits = {"memory": bounded(memory["limit"]), "pids_limit": bounded(pids.get("limit") or 0)}
+    cache = detail[f"{prefix}active_file"] + detail[f"{prefix}inactive_file"] if f"{prefix}active_file" in detail else None
+    limits = {}
+    if "limit" in memory:
+        limits["memory"] = bounded(memory["limit"])
+    if "current" in pids:
+        limits["pids_limit"] = bounded(pids.get("limit") or 0)
     if "hierarchical_memsw_limit" in detail:
         limits["memory_swap"] = bounded(detail["hierarchical_memsw_limit"])
-    throttling = cpu["throttling_data"]
+    throttling = cpu.get("throttling_data") or {}
     return Reading(
         witness="stats",
         taken=_seconds(stats["read"]),
         cpu=cpu["cpu_usage"]["total_usage"] / 1e9,
-        periods=throttling["periods"],
-        throttled=throttling["throttled_periods"],
-        memory_used=max(0, memory["usage"] - cache),
+        periods=throttling.get("periods", 0),
+        throttled=throttling.get("throttled_periods", 0),
+        memory_used=None if "usage" not in memory else max(0, memory["usage"] - (cache or 0)),
         memory_cache=cache,
-        pids=pids.get("current") or 0,
+        pids=pids.get("current"),
         limit_hits=memory.get("failcnt", 0) if version_1 else None,
         limits=limits,
     )
@@ -317,4 +340,4 @@ def _from_stats(stats: t.Mapping[str, t.Any]) -> Reading | None:
 def _seconds(stamp: str) -> float:
     """The engine's time stamp (``2026-01-31T23:59:59.123456789Z``) in seconds, good for differences."""
     whole, _dot, fraction = stamp.rstrip("Z").partition(".")
-    return datetime.fromisoformat(whole).timestamp() + float(f"0.{fraction or 0}")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, REVERSIBILITIES, Change, State, Step
-from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, Invalid, NotConverged, Refused, together
+from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, Invalid, NotConverged, Refused, TaskFailed, TimedOut, together
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Quantity, settle
 
 Answer = t.Dict[str, t.Any]
@@ -133,7 +133,7 @@ def ask(request: type[t.Any], params: Params) -> t.Any:
         value = params[option.name]
         try:
             values[option.name] = value if value is None else option.metadata.get("parse", _frozen)(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise Invalid(f"{option.name} cannot be {value!r}", why=str(error), fix="Correct the option; nothing was touched.") from error
     return request(**values)
 
@@ -177,7 +177,7 @@ def _apply(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
 def _carry_out(client: t.Any, outcome: Outcome, deadline: float | None) -> None:
     try:
         for step in outcome.change.steps:
-            if deadline is not None and time.time() >= deadline:
+            if deadline is not None and not time.time() < deadline:
                 raise Refused(
                     f"did not begin to {step}",
                     why="the deadline has passed",
@@ -201,6 +201,8 @@ def _look_again(module: Module, client: t.Any, request: t.Any, outcomes: t.Seque
             try:
                 _judge(module, client, request, [outcome])
             except HealerError as error:
+                if isinstance(outcome.error, (TaskFailed, TimedOut)):
+                    outcome.error.uncertain = outcome.changed = True  # it was begun, and nobody can see how far it got
                 outcome.error = outcome.error or type(error)(
                     f"changed {outcome.state.name}, but could not look whether it holds", why=f"{error.what}: {error.why}", fix=error.fix
                 )

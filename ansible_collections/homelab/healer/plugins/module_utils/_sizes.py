@@ -18,7 +18,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import Inva
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[kmgt]?)(?:i?b)?)", re.IGNORECASE)
-RELATIVE = re.compile(r"(?P<sign>[+-])\s*(?P<amount>.*?)\s*(?P<percent>%?)")
+RELATIVE = re.compile(r"(?P<sign>[+-])\s*(?P<amount>[0-9].*?)\s*(?P<percent>%?)")
 
 
 class Size(int):
@@ -39,6 +39,13 @@ def parse_size(text: str) -> Size:
         raise ValueError("a size is a number with an optional unit, such as 512m, 2GiB or 536870912 (bytes)")
     number = float(match["number"]) if "." in match["number"] else int(match["number"])
     return Size(number * UNITS[match["unit"].lower()])
+
+
+def at_most_a_day(seconds: float) -> float:
+    """The same number of seconds. Raises ``ValueError`` where it is negative, not a number, or more than a day."""
+    if not 0 <= seconds <= 86400:
+        raise ValueError("it must be between 0 and 86400 seconds")
+    return seconds
 
 
 NumberT = t.TypeVar("NumberT", int, float)
@@ -80,8 +87,11 @@ class Quantity:
 
     def read(self, text: str) -> float | str | Relative:
         """A number, a ``Relative`` or ``default``. Raises ``ValueError``."""
-        if text.strip().lower() in self.lifts:
+        text = text.strip()
+        if text.lower() in self.lifts:
             return DEFAULT
+        if text == "-1":
+            raise ValueError("-1 could mean one less or no limit; for no limit say " + " or ".join(self.lifts))
         return parse_relative(text, self.parse) or self.check(self.parse(text))
 
     def check(self, value: NumberT) -> NumberT:
@@ -106,7 +116,7 @@ def _absolute(name: str, change: Relative, state: t.Any, quantity: Quantity) -> 
         raise Invalid(what, why="it has none to begin from", fix="Give an absolute value.")
     try:
         return quantity.check(change.of(present))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Invalid(what, why=f"it is {present}, and the new value is out of bounds: {error}", fix="Give another value.") from error
 
 

@@ -145,12 +145,12 @@ host:
 """
 
 import typing as t
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
-from ansible_collections.homelab.healer.plugins.module_utils._cgroup import Reading
-from ansible_collections.homelab.healer.plugins.module_utils._containers import Container, rate
+from ansible_collections.homelab.healer.plugins.module_utils._containers import Container, rates
 from ansible_collections.homelab.healer.plugins.module_utils._docker import ONE_SELECTOR, OPTIONS, SELECTORS, Engine, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import at_most_a_day
 
 
 @dataclass(frozen=True)
@@ -159,35 +159,36 @@ class Request:
 
     containers: tuple[str, ...] | None
     labels: tuple[str, ...] | None
-    sample: float
+    sample: float = field(metadata={"parse": at_most_a_day})
 
 
 def report(client: Engine, request: Request) -> dict[str, t.Any]:
-    """Measure, and tell the busiest first."""
-    now = client.select(request.containers, request.labels)
-    readings = client.read_again(now, request.sample) if request.sample > 0 else {}
-    containers = [_told(container, readings.get(container.key)) for container in now]
-    return dict(containers=sorted(containers, key=lambda told: -1 if told["cpu_rate"] is None else told["cpu_rate"], reverse=True), host=asdict(client.host))
+    """Measure, and tell the busiest first. What is told of a container is how it is after the measurement."""
+    first = client.select(request.containers, request.labels)
+    now = client.again(first, request.sample) if request.sample else first
+    if request.containers and len(now) < len(first):
+        client.select(request.containers, None)  # says which of them is gone
+    before = {container.key: container for container in first}
+    told = [_told(before[container.key], container) for container in now]
+    return dict(containers=sorted(told, key=lambda facts: -1 if facts["cpu_rate"] is None else facts["cpu_rate"], reverse=True), host=asdict(client.host))
 
 
-def _told(now: Container, readings: tuple[Reading, Reading] | None) -> dict[str, t.Any]:
-    state, reading = now.details["State"], readings[1] if readings else now.reading
-    periods = readings[1].periods - readings[0].periods if readings else 0
+def _told(before: Container, now: Container) -> dict[str, t.Any]:
+    state = now.details["State"]
     return dict(
         id=now.key,
         name=now.name,
         image=now.details["Config"]["Image"],
         **{name: now.labels.get(f"com.docker.compose.{name}") for name in ("project", "service")},
         status=now.status,
-        health=state.get("Health", {}).get("Status", "none"),
+        health=(state.get("Health") or {}).get("Status", "none"),
         restart_count=now.details["RestartCount"],
         started_at=state["StartedAt"],
         oom_killed=state["OOMKilled"],
-        cpu_rate=round(rate(*readings), 3) if readings else None,
-        throttled=round((readings[1].throttled - readings[0].throttled) / periods, 3) if readings and periods else None,
+        **rates(before.reading, now.reading),
         limits=now.limits,
         live=now.live,
-        **{figure: getattr(reading, figure, None) for figure in ("memory_used", "memory_cache", "limit_hits", "oom_kills", "pids", "witness")},
+        **{figure: getattr(now.reading, figure, None) for figure in ("memory_used", "memory_cache", "limit_hits", "oom_kills", "pids", "witness")},
     )
 
 

@@ -61,8 +61,10 @@ UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
 @pytest.mark.parametrize("path", [f"/system.slice/docker-{ID}.scope", f"/docker/{ID}", f"/system.slice/docker-{ID}.scope/init.scope"])
 def test_version_2_with_either_driver_and_with_an_init_in_a_group_below(tmp_path: Path, path: str) -> None:
     folder = "sys/fs/cgroup" + path.removesuffix("/init.scope")
-    reading = read_cgroup(42, ID, tree(tmp_path, [UNIFIED], [f"0::{path}"], {folder: V2}))
+    above = {folder.rpartition("/")[0]: {"cpuset.cpus.effective": "5,11"}}
+    reading = read_cgroup(42, ID, tree(tmp_path, [UNIFIED], [f"0::{path}"], {**above, folder: V2}))
     assert reading is not None
+    assert reading.cpus_allowed == "5,11"
     assert (reading.cpu, reading.periods, reading.throttled, reading.pids) == (2.5, 10, 4, 7)
     assert (reading.memory_used, reading.memory_cache) == (35_000_000, 15_000_000)
     assert (reading.limit_hits, reading.oom_kills) == (3, 1)
@@ -85,6 +87,14 @@ def test_version_2_counts_swap_apart(tmp_path: Path, memory: str, swap: str, bot
     reading = read_cgroup(42, ID, tree(tmp_path, [UNIFIED], [f"0::/docker/{ID}"], files))
     assert reading is not None
     assert (reading.limits["memory_swap"], reading.limits["cpus"]) == (both, (-1, 100_000))
+
+
+def test_version_2_without_a_controller_for_cpu_sets(tmp_path: Path) -> None:
+    files = {f"sys/fs/cgroup/docker/{ID}": {name: text for name, text in V2.items() if name not in ("cpuset.cpus", "memory.swap.max")}}
+    reading = read_cgroup(42, ID, tree(tmp_path, [UNIFIED], [f"0::/docker/{ID}"], files))
+    assert reading is not None
+    assert reading.cpus_allowed == ""
+    assert not {"cpuset_cpus", "memory_swap"} & set(reading.limits)
 
 
 def test_version_1_with_joined_controllers_beside_an_empty_unified_hierarchy(tmp_path: Path) -> None:

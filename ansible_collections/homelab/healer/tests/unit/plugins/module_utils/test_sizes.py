@@ -56,3 +56,8 @@ def test_a_quantity_has_bounds_and_words_for_not_set() -> None:
     for bad in ("0", "0.1", "5", "nan", "inf", "x", ""):
         with pytest.raises(ValueError, match=r"."):
             quantity.read(bad)
+    for ambiguous in ("--25%", "+-25%", "+inf%", "+nan%", "-", "+%"):
+        with pytest.raises(ValueError, match=r"."):
+            quantity.read(ambiguous)
+    with pytest.raises(ValueError, match="one less or no limit"):
+        quantity.read("-1")
