@@ -87,7 +87,7 @@ def test_no_container_at_all_is_healthy(own_docker: OwnEngine, controller: Contr
     ("variables", "said"),
     [
         ({"container": "nope"}, "cannot find container nope: No such container"),
-        ({"container": "burner", "cpus": "many"}, "cannot limit to many CPUs: that is not a number"),
+        ({"container": "burner", "cpus": "many"}, "cannot limit to many CPUs, measured over 1 s: those are not both numbers above 0"),
         ({"container": "burner", "cpus": "0.5", "memory": "lots"}, "memory cannot be 'lots': a size is a number"),
         ({"container": "burner", "cpus": "0.001"}, "of its period of 100000 us that is 100 us"),
         ({"container": "burner", "memory": "6m", "cpus": "0.5"}, "will not limit memory of burner to 6MiB"),
@@ -153,7 +153,7 @@ def test_limits_as_a_single_command(docker: Engine, controller: Controller) -> N
     assert "one of the following is required" in run.record["why"]
 
 
-@pytest.mark.parametrize("word", ["y", "yes", "1", "true", True, 1, "on"])
+@pytest.mark.parametrize("word", ["y", "on", True])
 def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, word: t.Any) -> None:
     docker.run("burner", BURN)
     began = time.time()
@@ -164,27 +164,29 @@ def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, w
 def test_what_would_stop_the_chain_half_way_stops_it_before_the_first_write(docker: Engine, controller: Controller) -> None:
     docker.run("burner", BURN)
     began = time.time()
-    for variable, said in (
-        ("dry_run=ture", "argument 'remediate_dry_run' is of type"),
-        ("remediate_looks=1", "at least 1 and at most remediate_looks"),
-        ("remediate_needed=0", "at least 1 and at most remediate_looks"),
-        ("remediate_pause=soon", "argument 'remediate_pause' is of type"),
-        ("docker_runaway_sample=0", "those are not both numbers above 0"),
-        ("cpus=0", "those are not both numbers above 0"),
+    for variable, value, said in (
+        ("dry_run", "ture", "argument 'remediate_dry_run' is of type"),
+        ("remediate_looks", "1", "at least 1 and at most remediate_looks"),
+        ("remediate_needed", "0", "at least 1 and at most remediate_looks"),
+        ("remediate_pause", "soon", "argument 'remediate_pause' is of type"),
+        ("docker_runaway_sample", "0", "those are not both numbers above 0"),
+        ("cpus", "0", "those are not both numbers above 0"),
     ):
-        run = controller.heal("-e", f"container=burner {variable}" if "cpus" in variable else f"container=burner cpus=0.2 {variable}")
+        run = controller.heal(**{"container": "burner", "cpus": "0.2", variable: value})
         assert run.returncode == 2, variable
-        assert said in run.output.replace("\n        ", " "), (variable, run.output)
+        assert said in " ".join(run.output.split()), (variable, run.output)
     assert docker.events(began) == []
-    run = controller.heal("-e", "container=burner cpus=0.2 remediate_looks=2 remediate_needed=1 remediate_pause=1 docker_runaway_sample=1")
+    text = {"remediate_looks": "2", "remediate_needed": "1", "remediate_pause": "1", "docker_runaway_sample": "1"}  # as -e gives it
+    run = controller.heal(**{"container": "burner", "cpus": "0.2", **text})
     assert run.record["outcome"] == "healed", run.output
 
 
 def test_a_play_in_check_mode_writes_nothing_and_says_so(docker: Engine, controller: Controller) -> None:
     docker.run("burner", BURN)
     began = time.time()
-    role = {"ansible.builtin.include_role": {"name": "homelab.healer.docker_runaway", "apply": {"check_mode": True}}, "check_mode": True}
-    run = controller.play([{**role, "vars": {"docker_runaway_cpus": "0.2", "docker_runaway_container": "burner", "docker_runaway_sample": 1}}])
+    options = {"docker_runaway_cpus": "0.2", "docker_runaway_container": "burner", "docker_runaway_sample": 1}
+    heal = {"ansible.builtin.include_role": {"name": "homelab.healer.docker_runaway"}, "vars": options}
+    run = controller.play([{"block": [heal], "check_mode": True}])
     assert (run.record["outcome"], run.record["dry_run"], docker.events(began)) == ("planned", True, [])
 
 

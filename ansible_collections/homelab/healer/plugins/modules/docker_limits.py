@@ -33,10 +33,11 @@ options:
     description:
       - How many CPUs its processes may use together, such as V(1.5). The least is 1 ms of each scheduling period, which is V(0.01) unless the
         container was given a period of its own.
-      - V(+0.5), V(-25%) and the like are relative to the present limit.
+      - V("+0.5"), V(-25%) and the like are relative to the present limit. Quote a value with a plus sign and no unit, as YAML drops the sign.
       - V(default) or V(unlimited) lifts the limit. For a container made with C(docker run --cpus) or Compose's C(cpus) the engine cannot lift
         it, and the limit becomes all of the host's CPUs, which has the same effect.
-      - A container that never had such a limit is limited by CPU quota, so that it can be lifted again.
+      - A container that never had such a limit is limited by CPU quota, so that it can be lifted again. Use quota on it from then on, as this
+        module does; C(docker update --cpus) on a container whose quota was lifted is forgotten at its next restart.
     type: str
     aliases: [cpu_limit, cpu]
   memory:
@@ -91,10 +92,11 @@ notes:
   - Run it on the engine's host, or on the controller with O(docker_host). Only on the engine's host can the CPU limit be read from the kernel;
     elsewhere it is verified by measuring the container's CPU rate for a second, where it is busy enough to tell.
   - Programs that size themselves when they start (JVM, Node.js, PostgreSQL) do not use a higher memory limit before they are restarted.
-  - "What the RV(undo) of each limit puts back, by what it was before the change: a limit that was set comes back V(exact), all of them;
-    O(cpus) and O(pids_limit) that were not set come back V(exact); O(memory), O(memory_swap), O(cpuset_cpus) and (on cgroup v1) O(cpu_shares)
-    that were not set come back as an V(equivalent) value; O(memory_reservation) and (on cgroup v2) O(cpu_shares) that were not set are
-    V(none), and cannot be put back before the container is recreated."
+  - "What the RV(undo) of each limit puts back, by what it was before the change: a limit that was set comes back V(exact), all of them
+    (V(none) if it is one that the engine takes for a new container only, such as more CPUs than the host has left); O(pids_limit) that was not
+    set comes back V(exact); O(cpus), O(memory), O(memory_swap), O(cpuset_cpus) and (on cgroup v1) O(cpu_shares) that were not set come back as an
+    V(equivalent) value, which limits nothing; O(memory_reservation) and (on cgroup v2) O(cpu_shares) that were not set are V(none), and cannot be
+    put back before the container is recreated."
   - An undo is a change like any other, so one that lowers memory below what is in use by then is refused.
   - Containers of Swarm, Kubernetes and Nomad are refused, as their owner makes them anew with its own limits; so are Podman and Windows, whose
     updates are not Docker's.
@@ -182,7 +184,7 @@ reversibility:
   description: How well the undo puts back what was there, for the worst of the changes, V(exact), V(equivalent) or V(none).
   returned: always
   type: str
-  sample: exact
+  sample: equivalent
 error:
   description: What went wrong.
   returned: failure
