@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import subprocess
+import tempfile
 import threading
 import time
 import typing as t
@@ -130,6 +133,29 @@ def test_a_socket_without_the_right_to_it(own_docker: OwnEngine) -> None:
     assert error is not None
     assert error.code == "denied"
     assert "group that owns the socket" in error.fix
+
+
+def test_an_engine_whose_disk_is_full(own_docker: OwnEngine) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="healer-lab-", dir="/var/tmp"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], check=True)
+    cramped = OwnEngine(folder)
+    try:
+        cramped.build_image()
+        cramped.run("app")
+        with contextlib.suppress(OSError), (folder / "filler").open("wb") as filler:
+            while True:
+                filler.write(bytes(1 << 16))
+        answer, error = call(docker_limits, docker_host=cramped.docker_host, containers=["app"], cpus="0.5")
+        assert error is not None
+        assert (error.code, answer["changed"], answer["undo"]) == ("task_failed", False, [])
+        assert "no space left on device" in error.why
+        (folder / "filler").unlink()
+        answer, error = call(docker_limits, docker_host=cramped.docker_host, containers=["app"], cpus="0.5")
+        assert (error, answer["results"][0]["verified"]) == (None, {"cpus": "cgroup"})
+    finally:
+        cramped.stop()
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
 
 
 @pytest.mark.parametrize("options", [{"docker_host": "tcp://host:99999"}, {"docker_host": "tcp://a:b"}, {"docker_host": "tcp://[::1"}, {"timeout": 0}])
