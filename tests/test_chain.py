@@ -13,9 +13,9 @@ from tests.lab.playbooks import Controller
 TWO_CPUS = f"({BURN}) & {BURN}"
 
 
-def test_the_container_that_runs_away_is_limited_and_verified(docker: Engine, controller: Controller) -> None:
-    docker.run("quiet")
-    burner = docker.run("burner", TWO_CPUS)
+def test_the_container_that_runs_away_is_limited_and_verified(own_docker: OwnEngine, controller: Controller) -> None:
+    own_docker.run("quiet")
+    burner = own_docker.run("burner", TWO_CPUS)
     began = time.time()
     run = controller.heal(cpus="0.5")
     assert run.returncode == 0, run.output
@@ -23,12 +23,12 @@ def test_the_container_that_runs_away_is_limited_and_verified(docker: Engine, co
     assert run.record["outcome"] == "healed"
     assert run.record["target"] == {"kind": "container", "id": burner, "name": "burner"}
     assert run.record["undo"] == [{"module": "homelab.healer.docker_limits", "args": {"containers": [burner], "cpus": "default"}}]
-    assert docker.events(began) == ["update"]
-    assert docker.host_config("burner")["CpuQuota"] == 50000
+    assert own_docker.events(began) == ["update"]
+    assert own_docker.host_config("burner")["CpuQuota"] == 50000
     looks = [{judgement["name"]: judgement["value"] for judgement in look} for look in run.record["looks"]]
     assert all(look["its CPU rate is at most 0.5"] < 0.6 for look in looks)
     again = controller.heal(cpus="0.5")
-    assert (again.record["outcome"], again.record["undo"], docker.events(began)) == ("healthy", [], ["update"])
+    assert (again.record["outcome"], again.record["undo"], own_docker.events(began)) == ("healthy", [], ["update"])
 
 
 def test_check_plays_the_chain_and_writes_nothing(docker: Engine, controller: Controller) -> None:
@@ -61,11 +61,11 @@ def test_what_did_not_help_is_put_back(docker: Engine, controller: Controller) -
     assert (run.returncode, run.record["outcome"]) == (0, "rolled_back")
 
 
-def test_a_container_that_behaves_is_left_alone(docker: Engine, controller: Controller) -> None:
-    docker.run("quiet")
+def test_a_container_that_behaves_is_left_alone(own_docker: OwnEngine, controller: Controller) -> None:
+    own_docker.run("quiet")
     began = time.time()
     run = controller.heal()
-    assert (run.returncode, run.record["outcome"], docker.events(began)) == (0, "healthy", [])
+    assert (run.returncode, run.record["outcome"], own_docker.events(began)) == (0, "healthy", [])
 
 
 def test_a_limit_of_all_cpus_changes_nothing_and_the_plan_says_so(docker: Engine, controller: Controller) -> None:

@@ -74,11 +74,11 @@ def test_installed_in_every_way_it_works(repository: Path, tmp_path: Path, docke
     installed = tmp_path / "installed"
     galaxy("install", source.format(repository), "-p", str(installed), cwd=tmp_path)
     docker.run("app", BURN)
-    task = {"homelab.healer.docker_limits": {"container": "app", "cpus": 0.5}}
+    task = {"homelab.healer.docker_limits": {"container": "app", "cpus": 0.2}}
     run = controller.play([task], "--check", collections=installed)
     assert run.returncode == 0, run.output
     assert run.answers("homelab.healer.docker_limits")[0]["changed"]
-    run = controller.play("homelab.healer.heal_docker_runaway", "--check", collections=installed, container="app", cpus="0.5", docker_runaway_sample=1)
+    run = controller.play("homelab.healer.heal_docker_runaway", "--check", collections=installed, container="app", cpus="0.2", docker_runaway_sample=1)
     assert run.returncode == 0, run.output
     assert run.record["outcome"] == "planned"
 
@@ -88,7 +88,7 @@ def test_the_checkout_is_a_project_with_playbook_files(repository: Path, docker:
     docker.run("app", BURN)
     environment = {name: value for name, value in controller.environment().items() if not name.startswith("ANSIBLE_CO")}
     command = [sys.executable, "-m", "ansible", "playbook", "playbooks/heal_docker_runaway.yml", "-i", str(controller.folder / "inventory.yml"), "--check"]
-    done = subprocess.run([*command, "-e", "container=app cpus=0.5"], cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-e", "container=app cpus=0.2"], cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PLANNED: app" in done.stdout
     assert str(repository) in done.stdout

@@ -16,7 +16,7 @@ from tests.lab.modules import read
 from tests.lab.playbooks import Controller, Run
 
 APP, SHY, QUIET = "demo-app", "demo-shy", "demo-quiet"
-LIMIT = "0.5"
+LIMIT = "0.2"
 COLOURS = {"title": "1;36", "good": "32", "bad": "31", "dim": "2", "-": "31", "+": "32"}
 
 
