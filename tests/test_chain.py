@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from tests.lab.engine import BURN, Engine, OwnEngine
-from tests.lab.playbooks import Controller
+from tests.lab.playbooks import COLLECTION, Controller
+from tests.lab.wire import said, wire
 
 TWO_CPUS = f"({BURN}) & {BURN}"
 
@@ -84,7 +86,7 @@ def test_no_container_at_all_is_healthy(own_docker: OwnEngine, controller: Contr
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "words"),
     [
         ({"container": "nope"}, "cannot find container nope: No such container"),
         ({"container": "burner", "cpus": "many"}, "cannot limit to many CPUs, measured over 1 s: those are not both numbers above 0"),
@@ -93,14 +95,14 @@ def test_no_container_at_all_is_healthy(own_docker: OwnEngine, controller: Contr
         ({"container": "burner", "memory": "6m", "cpus": "0.5"}, "will not limit memory of burner to 6MiB"),
     ],
 )
-def test_bad_input_is_told_and_touches_nothing(docker: Engine, controller: Controller, variables: dict[str, str], said: str) -> None:
+def test_bad_input_is_told_and_touches_nothing(docker: Engine, controller: Controller, variables: dict[str, str], words: str) -> None:
     docker.run("burner", f"x=$(head -c 20000000 /dev/zero | tr '\\0' x); {TWO_CPUS}")
     time.sleep(1)
     began = time.time()
     run = controller.heal(**variables)
     assert run.returncode == 2
     assert run.record["outcome"] == "needs_human"
-    assert said in run.record["why"]
+    assert words in run.record["why"]
     assert docker.events(began) == []
 
 
@@ -153,6 +155,15 @@ def test_limits_as_a_single_command(docker: Engine, controller: Controller) -> N
     assert "one of the following is required" in run.record["why"]
 
 
+@pytest.mark.parametrize("playbook", sorted(path.stem for path in (COLLECTION / "playbooks").glob("*.yml")))
+def test_every_playbook_in_check_mode_behind_a_wire_that_refuses_writes(own_docker: OwnEngine, tmp_path: Path, playbook: str) -> None:
+    own_docker.run("burner", BURN)
+    with wire(own_docker.folder, own_docker.docker_host) as line:
+        line.answer_writes = said(405, "Method Not Allowed")
+        run = Controller(tmp_path, line.docker_host).play(f"homelab.healer.{playbook}", "--check", "--diff", container="burner", cpus="0.2")
+        assert (run.returncode, run.record["outcome"], line.writes) == (0, "planned", 0), run.output
+
+
 @pytest.mark.parametrize("word", ["y", "on", True])
 def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, word: t.Any) -> None:
     docker.run("burner", BURN)
@@ -164,7 +175,7 @@ def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, w
 def test_what_would_stop_the_chain_half_way_stops_it_before_the_first_write(docker: Engine, controller: Controller) -> None:
     docker.run("burner", BURN)
     began = time.time()
-    for variable, value, said in (
+    for variable, value, words in (
         ("dry_run", "ture", "argument 'remediate_dry_run' is of type"),
         ("remediate_looks", "1", "at least 1 and at most remediate_looks"),
         ("remediate_needed", "0", "at least 1 and at most remediate_looks"),
@@ -174,7 +185,7 @@ def test_what_would_stop_the_chain_half_way_stops_it_before_the_first_write(dock
     ):
         run = controller.heal(**{"container": "burner", "cpus": "0.2", variable: value})
         assert run.returncode == 2, variable
-        assert said in " ".join(run.output.split()), (variable, run.output)
+        assert words in " ".join(run.output.split()), (variable, run.output)
     assert docker.events(began) == []
     text = {"remediate_looks": "2", "remediate_needed": "1", "remediate_pause": "1", "docker_runaway_sample": "1"}  # as -e gives it
     run = controller.heal(**{"container": "burner", "cpus": "0.2", **text})

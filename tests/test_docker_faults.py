@@ -37,7 +37,7 @@ def test_twenty_containers_by_one_connection(own_docker: OwnEngine, line: Wire) 
     answer, error = call(docker_limits, docker_host=line.docker_host, containers=NAMES, cpus="0.5", memory="64m")
     assert error is None
     assert line.connections == 1
-    assert line.updates == 20
+    assert line.writes == 20
     assert [result["name"] for result in answer["results"]] == NAMES
     assert all(result["verified"] == {"cpus": "cgroup", "memory": "cgroup", "memory_swap": "cgroup"} for result in answer["results"])
     assert own_docker.events(began) == ["update"] * 20
@@ -51,7 +51,7 @@ def test_the_engine_killed_in_the_middle_of_a_bulk_change(own_docker: OwnEngine,
             line.close()
             own_docker.kill()
 
-    line.before_update = die_at_the_fifth
+    line.before_write = die_at_the_fifth
     answer, error = call(docker_limits, docker_host=line.docker_host, containers=NAMES[:10], cpus="0.5")
     own_docker.start()
     assert error is not None
@@ -88,7 +88,7 @@ def test_killed_at_any_moment_nothing_is_claimed_that_is_not_so(own_docker: OwnE
 
 def test_a_lost_reply_is_neither_a_failure_nor_a_success_before_somebody_looked(own_docker: OwnEngine, line: Wire) -> None:
     own_docker.run("app")
-    line.before_update = lambda number: "cut" if number == 1 else None
+    line.before_write = lambda number: "cut" if number == 1 else None
     answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5")
     assert error is None
     assert answer["results"][0]["notes"] == ["the reply to the change was lost; it was looked at again, and it holds"]
@@ -115,7 +115,7 @@ def test_a_proxy_that_loses_patience_leaves_it_open_and_it_is_looked_into(own_do
 
 def test_an_engine_that_hangs_is_not_waited_for_without_end(own_docker: OwnEngine, line: Wire) -> None:
     own_docker.run("app")
-    line.before_update = lambda number: "late" if number == 1 else None
+    line.before_write = lambda number: "late" if number == 1 else None
     began = time.monotonic()
     answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5", timeout=1)
     assert time.monotonic() - began < 5

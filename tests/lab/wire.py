@@ -14,7 +14,7 @@ from pathlib import Path
 class Wire:
     """A socket that passes everything on to the engine's.
 
-    ``before_update`` is called with the number of each request that writes, counted from 1, before that is passed on; when it returns
+    ``before_write`` is called with the number of each request that writes, counted from 1, before that is passed on; when it returns
     ``"cut"``, the request is passed on and the reply is not; with ``"late"`` it is passed on two seconds later. ``answer_writes`` is what a proxy that
     guards the engine answers itself.
     """
@@ -22,9 +22,9 @@ class Wire:
     def __init__(self, path: Path, upstream: Path) -> None:
         self.docker_host = f"unix://{path}"
         self.connections = 0
-        self.updates = 0
+        self.writes = 0
         self.answer_writes = b""
-        self.before_update: t.Callable[[int], str | None] = lambda number: None
+        self.before_write: t.Callable[[int], str | None] = lambda number: None
         self._path, self._upstream = path, upstream
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -53,11 +53,11 @@ class Wire:
             replies = threading.Thread(target=self._pass_replies, args=(engine, client), daemon=True)
             replies.start()
             while data := client.recv(65536):
-                if data.startswith(b"POST") and b"/update" in data.partition(b"\r\n")[0]:
+                if not data.startswith((b"GET ", b"HEAD ")):
                     data = _whole(data, client)
                     with self._lock:
-                        self.updates += 1
-                        verdict = self.before_update(self.updates)
+                        self.writes += 1
+                        verdict = self.before_write(self.writes)
                     if self.answer_writes:
                         client.sendall(self.answer_writes)
                         break

@@ -76,9 +76,11 @@ class Outcome:
         return self.error is not None and self.error.uncertain
 
     def undo(self, target: str) -> list[Answer]:
+        """The options that put back what changed; nothing where nothing did, or nothing can."""
         return [{target: [self.state.key], **self.change.undo}] if self.changed and self.change.undo else []
 
     def as_dict(self, target: str) -> Answer:
+        """The target's part of the answer."""
         return dict(
             self.change.facts,
             id=self.state.key,
