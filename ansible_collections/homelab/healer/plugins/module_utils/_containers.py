@@ -31,7 +31,7 @@ HEADROOM = 1.1
 MOST_CPUS = 8191
 SHARES = 1024
 """What cgroup v1 gives a container that asks for no share."""
-SIZE = Quantity(parse_size, Size(6 << 20), Size((1 << 60) - 1), lifts=(DEFAULT, "unlimited", "-1"))
+SIZE = Quantity(parse_size, Size(6 << 20), Size(1 << 50), lifts=(DEFAULT, "unlimited", "-1"))
 QUANTITIES = {
     "cpus": Quantity(float, 0.001, 4096.0, lifts=(DEFAULT, "unlimited")),
     "memory": SIZE,
