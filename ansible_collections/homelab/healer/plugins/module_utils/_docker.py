@@ -236,7 +236,7 @@ class Engine:
     def _container(self, details: dict[str, t.Any]) -> Container:
         host_config, state = details["HostConfig"], details["State"]
         reading = self._read(details) if state["Running"] and not state["Restarting"] else None
-        everything = (reading and reading.cpus_allowed) or f"0-{self.host.cpus - 1}"
+        everything = reading.cpus_allowed if reading and reading.cpus_allowed else f"0-{self.host.cpus - 1}"
         limits = configured(host_config, self.host, everything)
         return Container(
             key=details["Id"],
