@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.homelab.healer.plugins.module_utils._docker import REFUSALS
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info
 from tests.lab.engine import BURN, Engine, OwnEngine
@@ -103,6 +105,26 @@ def test_a_proxy_that_forbids_writes_is_told_apart(own_docker: OwnEngine, line: 
     assert error is not None
     assert (error.code, answer["changed"]) == ("denied", False)
     assert "POST /containers/*/update" in error.fix
+
+
+@pytest.mark.parametrize(("status", "phrase", "failure"), [row[:3] for row in REFUSALS], ids=lambda value: getattr(value, "__name__", str(value)))
+def test_every_refusal_is_told_as_what_it_means(own_docker: OwnEngine, line: Wire, status: int, phrase: str, failure: type[HealerError]) -> None:
+    own_docker.run("app")
+    line.answer_writes = said(status, f"it says {phrase} here")
+    answer, error = call(docker_limits, docker_host=line.docker_host, containers=["app"], cpus="0.5")
+    assert type(error) is failure
+    assert f"it says {phrase} here" in error.why
+    assert (answer["changed"], own_docker.host_config("app")["CpuQuota"]) == (False, 0)
+
+
+def test_without_the_sdk_it_says_what_to_install(docker: Engine, controller: Controller, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(inventory.read_text().replace(sys.executable, str(tmp_path / "bare/bin/python")))
+    for module, options in (("docker_limits", {"container": "app", "cpus": 1}), ("docker_usage_info", {})):
+        (answer,) = controller.play([{f"homelab.healer.{module}": options}]).answers(f"homelab.healer.{module}")
+        assert answer["error"]["code"] == "missing_library"
+        assert "pip install docker" in answer["msg"]
 
 
 def test_a_proxy_that_loses_patience_leaves_it_open_and_it_is_looked_into(own_docker: OwnEngine, line: Wire) -> None:

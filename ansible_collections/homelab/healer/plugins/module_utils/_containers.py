@@ -29,6 +29,7 @@ NEAR = 65_536
 HEADROOM = 1.1
 """A lower memory limit must leave this much of what is used now, so that the next allocation does not kill."""
 MOST_CPUS = 8191
+"""The highest number of a CPU that Linux knows; a typing error must not fill the memory with a set."""
 SHARES = 1024
 """What cgroup v1 gives a container that asks for no share."""
 SIZE = Quantity(parse_size, Size(6 << 20), Size(1 << 50), lifts=(DEFAULT, "unlimited", "-1"))
