@@ -207,6 +207,17 @@ def test_t5_6_states(docker: Engine, limits: Limits) -> None:
     assert (facts["live"]["cpus"], facts["live"]["memory"]) == (0.5, 64 * MIB)
 
 
+def test_a_container_that_ends_while_it_is_limited(docker: Engine, limits: Limits) -> None:
+    looping = [f"looping{number:02}" for number in range(8)]
+    for name in looping:
+        docker.run(name, "sleep 0.05; exit 1", RestartPolicy={"Name": "always"})
+    for cpus in (0.5, 0.6):
+        for name in looping:  # the engine waits longer before each restart, until somebody restarts it
+            docker.api.restart(name, timeout=0)
+        limits(*looping, cpus=cpus, parallel=2)
+        assert {docker.host_config(name)["CpuQuota"] for name in looping} == {round(cpus * 100000)}
+
+
 def test_t5_7_owners_and_compose(docker: Engine, limits: Limits) -> None:
     docker.run("task", labels={"com.docker.swarm.task.id": "x"})
     assert "Swarm owns it" in limits.refused("task", cpus="1")

@@ -68,27 +68,33 @@ class Host:
     engine: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Container:
     """A container as the engine has it. ``limits`` are the configured ones, ``live`` those that a witness other than the configuration saw.
 
     ``everything`` are the CPUs that it has without a set of its own: in an LXC these need not begin with 0.
 
-    Two are equal when it is the same container with the same limits.
+    Two are equal when it is the same container with the same limits, as far as both were seen: one that is just restarting has no live ones.
     """
 
     key: str
     limits: t.Mapping[str, t.Any]
     live: t.Mapping[str, t.Any]
-    name: str = field(compare=False)
-    status: str = field(compare=False)
-    host: Host = field(compare=False)
-    everything: str = field(compare=False)
-    nano_cpus: bool = field(compare=False)
-    contradictory: bool = field(compare=False)
-    period: int = field(compare=False)
-    details: t.Mapping[str, t.Any] = field(compare=False)
-    reading: Reading | None = field(compare=False)
+    name: str
+    status: str
+    host: Host
+    everything: str
+    nano_cpus: bool
+    contradictory: bool
+    period: int
+    details: t.Mapping[str, t.Any]
+    reading: Reading | None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Container):
+            return NotImplemented
+        seen = self.live.keys() & other.live.keys()
+        return self.key == other.key and self.limits == other.limits and all(self.live[limit] == other.live[limit] for limit in seen)
 
     @property
     def labels(self) -> t.Mapping[str, str]:

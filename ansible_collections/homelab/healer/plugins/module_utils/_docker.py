@@ -95,9 +95,15 @@ REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
     (409, "", Conflict, "It changed since it was looked at; run this again."),
     (500, "unable to set memory limit", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
     (500, "memory.limit_in_bytes", Conflict, "It uses more than the limit by now: free memory in it, or choose a higher limit."),
+    (500, "cannot update a stopped container", Conflict, "It restarts again and again: look into its log first, with docker logs."),
+    (500, "container not running", Conflict, "It restarts again and again: look into its log first, with docker logs."),
     (500, "", TaskFailed, "Look into the engine's log; its words are above."),
 )
 """What the engine's refusals mean: status, a phrase of its message, the failure, and what to do. The first that fits counts."""
+STOPPING = ("cannot update a stopped container", "container not running")
+"""What the engine says, after it took the update back, where the container ended while it was being updated."""
+TRIES, BREATH = 10, 0.2
+"""How often, and how many seconds apart, a container that is just restarting is updated before that is called a failure."""
 
 
 @contextlib.contextmanager
@@ -297,6 +303,16 @@ class Engine:
 
     def update(self, container: Container, limits: Values) -> None:
         """Set limits of exactly this container while it runs; nothing else about it changes."""
+        for _try in range(TRIES - 1):
+            try:
+                return self._update(container, limits)
+            except Conflict as error:
+                if not any(phrase in error.why for phrase in STOPPING):
+                    raise
+                time.sleep(BREATH)
+        return self._update(container, limits)
+
+    def _update(self, container: Container, limits: Values) -> None:
         with translated(f"cannot limit container {container.name}", writing=True):
             # The SDK's own update_container() knows neither NanoCpus nor PidsLimit.
             response = self._api._post_json(self._api._url("/containers/{0}/update", container.key), data=body(container, limits))
