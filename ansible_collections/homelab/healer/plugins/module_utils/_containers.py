@@ -10,7 +10,7 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ansible_collections.homelab.healer.plugins.module_utils._cgroup import Reading, bounded
 from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, REVERSIBILITIES, Values
@@ -95,6 +95,9 @@ class Container:
             return NotImplemented
         seen = self.live.keys() & other.live.keys()
         return self.key == other.key and self.limits == other.limits and all(self.live[limit] == other.live[limit] for limit in seen)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @property
     def labels(self) -> t.Mapping[str, str]:
