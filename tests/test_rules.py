@@ -45,7 +45,7 @@ def _fragment(name: str) -> dict[str, t.Any]:
 
 
 def test_there_are_modules() -> None:
-    assert len(MODULES) >= 2
+    assert len(MODULES) >= 6
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(COLLECTION)))
@@ -84,7 +84,8 @@ def test_options_are_one_in_code_documentation_and_request(name: str) -> None:
         for key in ("type", "elements", "default", "choices"):
             assert facts.get(key) == written[option].get(key), (option, key)
         assert sorted(facts.get("aliases", [])) == sorted(written[option].get("aliases", [])), option
-    connection = importlib.import_module(f"{PREFIX}.module_utils._{name.split('_', maxsplit=1)[0]}").OPTIONS
+    adapter = importlib.import_module(module.connect.__module__)
+    connection = {**adapter.OPTIONS, **getattr(adapter, "WAIT", {})}
     kernel = change_options(parallel=1) if hasattr(module, "MODULE") else {}
     assert {field.name for field in dataclasses.fields(module.Request)} == set(spec) - set(connection) - set(kernel)
 

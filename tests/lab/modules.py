@@ -1,4 +1,4 @@
-"""The collection's modules, called in this process: the same options, the same engine, without the second that a process costs."""
+"""The collection's modules, called in this process: the same options, the same server, without the second that a process costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.homelab.healer.plugins.module_utils._docker import connect
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.module_utils._run import Answer, ask, perform
 
@@ -20,7 +19,7 @@ def call(module: types.ModuleType, check: bool = False, **options: t.Any) -> tup
 def read(module: types.ModuleType, **options: t.Any) -> dict[str, t.Any]:
     """What an information module answers; without a measurement unless ``sample`` asks for one."""
     params = _validated(module, {"sample": 0, **options})
-    with connect(params) as client:
+    with module.connect(params) as client:
         return dict(module.report(client, ask(module.Request, params)))
 
 

@@ -28,7 +28,7 @@ class State(t.Protocol):
     """What a module has observed of one target. Two are equal when all that the module may change is."""
 
     @property
-    def key(self) -> str:
+    def key(self) -> str | int:
         """The immutable identity, which an undo names."""
 
     @property
@@ -40,8 +40,8 @@ class Step(abc.ABC):
     """One write. ``str(step)`` is the line that an operator reads."""
 
     @abc.abstractmethod
-    def apply(self, client: t.Any) -> None:
-        """Write, once. Only the kernel calls this, and never in check mode."""
+    def apply(self, client: t.Any) -> t.Iterable[str] | None:
+        """Write, once. Only the kernel calls this, and never in check mode. Returns what the server warned of, if it did."""
 
     def prove(self, client: t.Any, now: t.Any) -> t.Mapping[str, str]:
         """Say by what each written key was verified, from the state seen after the write; raise ``NotConverged`` where it does not hold."""
@@ -53,6 +53,8 @@ class Change:
     """What a module intends: the state before, the state it promises after, and the steps between.
 
     ``undo`` holds the options that put ``before`` back, ``facts`` what a result tells beyond that, ``notes`` what a person should know.
+    An ``action`` ends or renews something (a restart, a rollback): ``before`` and ``after`` hold the identity that it renews, and only its steps'
+    proofs judge it, since what happens anew after it is not its failure.
     """
 
     before: Values = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Change:
     reversibility: str = "exact"
     notes: tuple[str, ...] = ()
     facts: Values = field(default_factory=dict)
+    action: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.steps) != (self.before != self.after):
@@ -71,9 +74,9 @@ class Change:
 StateT = t.TypeVar("StateT", bound=State)
 
 
-def plan_each(states: t.Iterable[StateT], plan_one: t.Callable[[StateT], Change]) -> dict[str, Change]:
+def plan_each(states: t.Iterable[StateT], plan_one: t.Callable[[StateT], Change]) -> dict[t.Any, Change]:
     """Plan every target by itself, and refuse with all that was wrong, each target named, when one cannot be planned."""
-    changes: dict[str, Change] = {}
+    changes: dict[t.Any, Change] = {}
     errors: dict[str, HealerError] = {}
     for state in states:
         try:
@@ -85,7 +88,7 @@ def plan_each(states: t.Iterable[StateT], plan_one: t.Callable[[StateT], Change]
     return changes
 
 
-def at_most(option: str, limit: int, states: t.Iterable[State], changes: dict[str, Change]) -> dict[str, Change]:
+def at_most(option: str, limit: int, states: t.Iterable[State], changes: dict[t.Any, Change]) -> dict[t.Any, Change]:
     """The same changes, if no more than ``limit`` targets would change; ``option`` is what the user sets it by."""
     changing = [state.name for state in states if changes[state.key].steps]
     if changing and len(changing) > limit:

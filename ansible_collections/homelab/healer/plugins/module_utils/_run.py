@@ -48,12 +48,12 @@ class Module:
     request: type[t.Any]
     connect: Connect
     observe: t.Callable[[t.Any, t.Any], t.Sequence[t.Any]]
-    plan: t.Callable[[t.Any, t.Sequence[t.Any]], t.Mapping[str, Change]]
+    plan: t.Callable[[t.Any, t.Sequence[t.Any]], t.Mapping[t.Any, Change]]
     target: str
     selectors: tuple[str, ...] = ()
     quantities: t.Mapping[str, Quantity] = field(default_factory=dict)
 
-    def aimed(self, request: t.Any, keys: t.Sequence[str]) -> t.Any:
+    def aimed(self, request: t.Any, keys: t.Sequence[t.Any]) -> t.Any:
         """The same request for exactly these targets, by their keys."""
         return replace(request, **dict.fromkeys(self.selectors), **{self.target: tuple(keys)})
 
@@ -109,7 +109,7 @@ def run(module: Module, arguments: t.Mapping[str, t.Any]) -> None:
 
 
 def run_info(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, t.Any], Answer], arguments: t.Mapping[str, t.Any]) -> None:
-    """Be an information module: ``report(client, request)`` reads and says what it saw."""
+    """Be an information module: ``report(client, request)`` reads and says what it saw. ``arguments`` are ``AnsibleModule``'s."""
     ansible = AnsibleModule(supports_check_mode=True, **arguments)
     try:
         asked = ask(request, ansible.params)
@@ -185,7 +185,7 @@ def _carry_out(client: t.Any, outcome: Outcome, deadline: float | None) -> None:
                     why="the deadline has passed",
                     fix="Give it more time, or find out what took so long.",
                 )
-            step.apply(client)
+            outcome.notes.extend(step.apply(client) or ())
             outcome.done.append(step)
     except HealerError as error:
         outcome.error = error
@@ -213,9 +213,16 @@ def _look_again(module: Module, client: t.Any, request: t.Any, outcomes: t.Seque
 def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[Outcome]) -> None:
     request = module.aimed(request, [outcome.state.key for outcome in outcomes])
     now = {state.key: state for state in module.observe(client, request)}
-    again = module.plan(request, list(now.values()))
+    actions = any(outcome.change.action for outcome in outcomes)
+    again = {} if actions else module.plan(request, list(now.values()))
     for outcome in outcomes:
-        state, left = now[outcome.state.key], again[outcome.state.key]
+        state, left = now[outcome.state.key], again.get(outcome.state.key, Change())
+        if actions and outcome.error:
+            outcome.changed = state != outcome.state
+            happened = outcome.unknown and outcome.changed and len(outcome.done) == len(outcome.change.steps) - 1
+            if not happened:
+                _certain(outcome.error)
+                continue
         if left.steps or (outcome.error and not outcome.unknown):
             outcome.changed = state != outcome.state
             outcome.error = _certain(outcome.error) or NotConverged(

@@ -41,6 +41,34 @@ def parse_size(text: str) -> Size:
     return Size(number * UNITS[match["unit"].lower()])
 
 
+class Mebibytes(int):
+    """A number of MiB, the unit of Proxmox VE's memory and swap, that shows itself in binary units."""
+
+    def __str__(self) -> str:
+        return str(Size(int(self) << 20))
+
+
+def parse_mebibytes(text: str) -> Mebibytes:
+    """Read ``512m``, ``2GiB`` or plain MiB. Raises ``ValueError``, also where it is no whole number of MiB."""
+    if not SIZE.fullmatch(text.strip()):
+        raise ValueError("a size is a number with an optional unit, such as 2048 (MiB), 512m or 2GiB")
+    size = parse_size(f"{text}m" if text.strip()[-1].isdigit() else text)
+    if size % (1 << 20):
+        raise ValueError("it is not a whole number of MiB")
+    return Mebibytes(size >> 20)
+
+
+SPANS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_span(text: str) -> float:
+    """Read ``90``, ``90s``, ``15m``, ``12h``, ``7d`` or ``2w`` as seconds. Raises ``ValueError``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", text.strip().lower())
+    if not match:
+        raise ValueError("a time span is a number with an optional unit, such as 90 (seconds), 15m, 12h or 7d")
+    return float(match[1]) * SPANS[match[2]]
+
+
 def at_most_a_day(seconds: float) -> float:
     """The same number of seconds. Raises ``ValueError`` where it is negative, not a number, or more than a day."""
     if not 0 <= seconds <= 86400:
@@ -96,7 +124,7 @@ class Quantity:
 
     def check(self, value: NumberT) -> NumberT:
         """The same value, if it is within the bounds. Raises ``ValueError``."""
-        if value == 0:
+        if value == 0 < self.lowest:
             raise ValueError("0 is what an engine takes for no answer, and ignores; for no limit say " + " or ".join(self.lifts))
         if not self.lowest <= value <= self.highest:
             raise ValueError(f"it must be between {type(value)(self.lowest)} and {type(value)(self.highest)}")
@@ -120,7 +148,7 @@ def _absolute(name: str, change: Relative, state: t.Any, quantity: Quantity) -> 
         raise Invalid(what, why=f"it is {present}, and the new value is out of bounds: {error}", fix="Give another value.") from error
 
 
-def asked(request: t.Any, names: t.Iterable[str], key: str) -> dict[str, t.Any]:
+def asked(request: t.Any, names: t.Iterable[str], key: str | int) -> dict[str, t.Any]:
     """What a settled request asks of these options for the target with this key; those that it leaves alone are left out."""
     values = {name: getattr(request, name) for name in names}
     own = {name: value[key] if isinstance(value, t.Mapping) else value for name, value in values.items()}

@@ -1,0 +1,528 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Proxmox VE, seen and spoken to through proxmoxer.
+
+PRIVATE to the collection: it may change at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import time
+import traceback
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from ansible.module_utils.basic import env_fallback, missing_required_lib
+
+from ansible_collections.homelab.healer.plugins.module_utils._change import Values
+from ansible_collections.homelab.healer.plugins.module_utils._errors import (
+    Conflict,
+    Denied,
+    HealerError,
+    Invalid,
+    MissingLibrary,
+    NotFound,
+    Refused,
+    TaskFailed,
+    TimedOut,
+    Unreachable,
+    together,
+)
+from ansible_collections.homelab.healer.plugins.module_utils._guests import RESOURCES, Guest, Node, body, grant, resources, unlock
+from ansible_collections.homelab.healer.plugins.module_utils._snapshots import History, Snapshot
+
+try:
+    import requests
+    from proxmoxer import ProxmoxAPI
+    from proxmoxer.core import AuthenticationError, ResourceException
+
+    IMPORT_ERROR: str | None = None
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+
+OPTIONS: dict[str, t.Any] = dict(
+    api_host=dict(type="str", required=True, fallback=(env_fallback, ["PROXMOX_HOST"])),
+    api_port=dict(type="int", default=8006, fallback=(env_fallback, ["PROXMOX_PORT"])),
+    api_user=dict(type="str", required=True, fallback=(env_fallback, ["PROXMOX_USER"])),
+    api_password=dict(type="str", no_log=True, fallback=(env_fallback, ["PROXMOX_PASSWORD"])),
+    api_token_id=dict(type="str", no_log=False, fallback=(env_fallback, ["PROXMOX_TOKEN_ID"])),
+    api_token_secret=dict(type="str", no_log=True, fallback=(env_fallback, ["PROXMOX_TOKEN_SECRET"])),
+    validate_certs=dict(type="bool", default=True, fallback=(env_fallback, ["PROXMOX_VALIDATE_CERTS"])),
+    ca_path=dict(type="path", fallback=(env_fallback, ["PROXMOX_CA_PATH"])),
+    api_timeout=dict(type="int", default=60, fallback=(env_fallback, ["PROXMOX_API_TIMEOUT"])),
+)
+CREDENTIALS: dict[str, t.Any] = dict(required_one_of=[("api_password", "api_token_id")], required_together=[("api_token_id", "api_token_secret")])
+"""What the connection's options need of each other, for ``AnsibleModule``."""
+WAIT: dict[str, t.Any] = dict(wait_lock=dict(type="float", default=30.0))
+"""The option of every module that changes a container."""
+READS_AT_ONCE = 8
+POLL_FIRST, POLL_MOST = 0.1, 1.0
+"""Seconds between two looks at a task or a lock: short tasks are told soon, long ones do not keep the node busy."""
+LOG_LINES = 5
+"""How many of a failed task's last log lines an error carries."""
+FOUND_LATER = 3.0
+"""Seconds in which a task may appear whose request got no answer."""
+
+LOCKED = "CT is locked"
+BUSY = "got timeout"
+REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
+    (400, "unable to hotplug memory", Conflict, "It uses more than the limit: free memory in the container, or choose a higher limit."),
+    (400, "unable to hotplug", TaskFailed, "The node's kernel refused the value, and nothing was stored; look into the node's journal."),
+    (400, "no such task", NotFound, "Look into the node's task list."),
+    (400, "", Invalid, "Correct the value; the node's words say what it takes."),
+    (401, "", Denied, "Check api_user, and api_password or api_token_id and api_token_secret; a token's id has at least two characters."),
+    (403, "", Denied, ""),
+    (404, "", Invalid, "Check api_host and api_port: that is not the API of Proxmox VE."),
+    (405, "", Refused, "Something between here and the node lets nobody write; nothing was changed."),
+    (500, LOCKED, Conflict, ""),
+    (500, BUSY, Conflict, "Another task holds the container, such as a shutdown; wait_lock waits longer for it."),
+    (500, "detected modified configuration", Conflict, "Somebody else changed it in the same moment; run this again."),
+    (500, "does not exist", NotFound, "Look with pct list on its node; it may have been removed or moved."),
+    (500, "not running", Conflict, "It was stopped in the meantime; run this again."),
+    (500, "already running", Conflict, "It was started in the meantime; run this again."),
+    (500, "hostname lookup", NotFound, "Name a node of this cluster, as pvesh get /nodes lists them."),
+    (500, "no quorum", Unreachable, "The cluster has no quorum, so it takes no changes; bring its nodes back first."),
+    (500, "RPCEnvironment init request failed", Unreachable, "The node's cluster file system is down: systemctl status pve-cluster there."),
+    (500, "snapshot feature is not available", Refused, "One of its volumes or mount points cannot be snapshotted; homelab.healer.doctor names it."),
+    (500, "is not most recent snapshot", Refused, "Its storage goes back to the newest snapshot only: remove the newer ones, or go back to the newest."),
+    (500, "already used", Conflict, "Choose another name, or remove that snapshot."),
+    (500, "incomplete snapshot", Conflict, "That snapshot failed half-way; remove it, and make a new one."),
+    (500, "replication running", Conflict, "Wait until the replication is done."),
+    (501, "", Invalid, "This release of Proxmox VE does not have that request."),
+    (595, "", Unreachable, "The node does not answer the one that was asked; look whether it is up."),
+)
+"""What the server's refusals mean, as an HTTP status or the end of a task (counted as 500): a phrase, the failure, and what to do. The first that fits."""
+IN_DOUBT = (502, 503, 504, 596, 597, 598, 599)
+"""Answers after which the node may have carried out the request all the same."""
+PERMISSION = re.compile(r"\((?P<path>/[^,\s]*), (?P<privileges>[A-Za-z.|,\s]+)\)")
+
+
+@contextlib.contextmanager
+def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Cluster]:
+    """Speak to the cluster that the connection options name. With a token there is no log-in; with a password there is one."""
+    if IMPORT_ERROR:
+        why = missing_required_lib("proxmoxer and requests")
+        raise MissingLibrary("cannot speak to Proxmox VE", why=why, fix="Install them where this module runs: pip install 'proxmoxer>=2.2' requests.")
+    host, token = params["api_host"], params["api_token_id"]
+    what = f"cannot connect to Proxmox VE at {host}:{params['api_port']}"
+    if params["api_timeout"] <= 0:
+        raise Invalid(what, why="api_timeout is not above 0", fix="Give seconds, at least 30: a node may wait 10 for a lock.")
+    credentials = dict(token_name=token.rpartition("!")[2], token_value=params["api_token_secret"]) if token else dict(password=params["api_password"])
+    with translated(what):
+        api = ProxmoxAPI(
+            host,
+            port=params["api_port"],
+            user=params["api_user"].partition("!")[0],
+            verify_ssl=(params["ca_path"] or True) if params["validate_certs"] else False,
+            timeout=params["api_timeout"],
+            **credentials,
+        )
+        cluster = Cluster(api, f"{host}:{params['api_port']}", params.get("wait_lock") or 0)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@contextlib.contextmanager
+def translated(what: str, writing: bool = False) -> t.Iterator[None]:
+    """Tell the library's errors as ours. ``writing``: a lost reply leaves open whether the write happened."""
+    try:
+        yield
+    except ResourceException as error:
+        raise refusal(what, error.status_code, _said(error), writing) from error
+    except AuthenticationError as error:
+        raise Denied(what, why=str(error), fix="Check api_user with its realm (as in root@pam), and api_password.") from error
+    except requests.exceptions.Timeout as error:
+        raise TimedOut(what, why=str(error), fix="Look whether the node hangs; a longer api_timeout may do.", uncertain=writing) from error
+    except (requests.exceptions.RequestException, OSError) as error:
+        raise _lost(what, error, writing) from error
+
+
+def _said(error: ResourceException) -> str:
+    """The server's own words: its reason phrase, and what it says of each parameter."""
+    errors = error.errors if isinstance(error.errors, dict) else {}
+    told = "; ".join(f"{name}: {str(text).strip()}" for name, text in errors.items() if name != "errors")
+    return f"{error.content} {told}".strip() if told else str(error.content or error.status_message)
+
+
+def refusal(what: str, status: int, said: str, writing: bool = False) -> HealerError:
+    """The failure that an answer of the server means, ``said`` being its words."""
+    for code, phrase, failure, fix in REFUSALS:
+        if status == code and phrase in said:
+            return failure(what, why=said, fix=fix or _advice(said))
+    return TaskFailed(what, why=f"HTTP {status}: {said}", fix="Look into the node's journal.", uncertain=writing and status in IN_DOUBT)
+
+
+def _advice(said: str) -> str:
+    found = PERMISSION.search(said)
+    if found:
+        return grant(found["path"], [f"one of {found['privileges'].replace('|', ', ')}" if "|" in found["privileges"] else found["privileges"]])
+    lock = re.search(r"CT is locked \((?P<lock>[a-z-]+)\)", said)
+    return unlock(0, lock["lock"]).replace("pct unlock 0", "pct unlock") if lock else "Let an administrator grant what the server's words ask for."
+
+
+def _lost(what: str, error: BaseException, writing: bool) -> HealerError:
+    if isinstance(error, requests.exceptions.SSLError):
+        fix = "Give the cluster's authority (/etc/pve/pve-root-ca.pem of a node) as ca_path, and as api_host a name that stands in the certificate."
+        return Unreachable(what, why=str(error), fix=fix)
+    if isinstance(error, OSError) and "CA certificate" in str(error):
+        return Invalid(what, why=str(error), fix="Give the path of the authority's certificate as ca_path.")
+    never = any(phrase in str(error) for phrase in ("Connection refused", "Name or service not known", "No route to host", "Failed to resolve"))
+    return Unreachable(what, why=str(error), fix="Look whether the node is up, and api_host and api_port name it.", uncertain=writing and not never)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request that starts a task: its type as in a UPID, the method, the path below the container's own, the parameters."""
+
+    kind: str
+    method: str
+    path: str
+    params: t.Mapping[str, t.Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that succeeded, and what it warned of."""
+
+    upid: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def started(self) -> int:
+        """When it began, in seconds by its node's clock."""
+        return int(self.upid.split(":")[4], 16)
+
+
+class Cluster:
+    """A connected cluster. Reading is free of side effects; ``configure`` and ``carry_out`` are the two ways to write."""
+
+    def __init__(self, api: t.Any, where: str, wait_lock: float) -> None:
+        self._api, self.where, self._wait_lock = api, where, wait_lock
+        self._sessions: queue.LifoQueue[t.Any] = queue.LifoQueue()
+        self._raw: dict[int, tuple[str, ...]] = {}
+        self._written: set[int] = set()
+        self._permissions: dict[str, dict[str, int]] | None = None
+
+    def close(self) -> None:
+        """Close all connections."""
+        while not self._sessions.empty():
+            self._sessions.get_nowait().close()
+
+    @contextlib.contextmanager
+    def _session(self) -> t.Iterator[t.Any]:
+        """A session for one request at a time: requests does not promise that threads may share one. All have the same log-in."""
+        try:
+            session = self._sessions.get_nowait()
+        except queue.Empty:
+            session = self._api._backend.get_session()
+        try:
+            yield session
+        finally:
+            self._sessions.put(session)
+
+    def ask(self, method: str, path: str, what: str, /, **params: t.Any) -> t.Any:
+        """One request; ``what`` is what its failure could not do. Returns its data."""
+        with self._session() as session, translated(what, writing=method != "get"):
+            resource = self._api(path.strip("/"))
+            resource._store = {**resource._store, "session": session}
+            return getattr(resource, method)(**params)
+
+    def get(self, path: str, what: str, /, **params: t.Any) -> t.Any:
+        """Read what is at a path below the API's root; ``what`` is what a failure could not do."""
+        return self.ask("get", path, what, **params)
+
+    # What there is
+
+    def resources(self) -> list[dict[str, t.Any]]:
+        """All nodes, guests and storages that the token may see; figures are up to ten seconds old."""
+        return list(self.get("cluster/resources", "cannot list the cluster's guests"))
+
+    def guests(self, vmids: t.Sequence[int] | None, node: str | None = None, known: t.Sequence[t.Mapping[str, t.Any]] = ()) -> list[Guest]:
+        """These containers as they are, each once; without ``vmids`` all that can be seen, templates left out. ``node``: where they must be.
+
+        ``known`` are the cluster's resources, where they have just been read.
+        """
+        known = known or self.resources()
+        found = self._placed(known, vmids, node)
+        names = sorted({entry["node"] for entry in found})
+        with ThreadPoolExecutor(READS_AT_ONCE) as workers:
+            nodes = dict(zip(names, workers.map(lambda name: self._node(name, known), names)))
+            live = {int(entry["vmid"]): entry for entries in workers.map(self._running, names) for entry in entries}
+            return list(workers.map(lambda entry: self._guest(entry, nodes[entry["node"]], live), found))
+
+    def _placed(self, known: t.Sequence[t.Mapping[str, t.Any]], vmids: t.Sequence[int] | None, node: str | None) -> list[t.Mapping[str, t.Any]]:
+        here = {int(entry["vmid"]): entry for entry in known if entry["type"] in ("lxc", "qemu")}
+        if vmids is None:
+            return [entry for _vmid, entry in sorted(here.items()) if entry["type"] == "lxc" and not entry.get("template") and node in (None, entry["node"])]
+        found, errors = [], {}
+        for vmid in dict.fromkeys(vmids):
+            try:
+                found.append(self._place(here.get(vmid), vmid, node))
+            except HealerError as error:
+                errors[str(vmid)] = error
+        if errors:
+            raise together(errors)
+        return found
+
+    def _place(self, entry: t.Mapping[str, t.Any] | None, vmid: int, node: str | None) -> t.Mapping[str, t.Any]:
+        what = f"cannot find container {vmid}"
+        if entry is None:
+            fix = f"Look with pct list. If it is there, {grant(f'/vms/{vmid}', ['VM.Audit'])[0].lower()}{grant(f'/vms/{vmid}', ['VM.Audit'])[1:]}"
+            raise NotFound(what, why="there is none, or this token may not see it", fix=fix)
+        if entry["type"] == "qemu":
+            raise Refused(what, why="that is a virtual machine", fix="This collection changes containers; virtual machines are only counted.")
+        if node not in (None, entry["node"]):
+            raise NotFound(f"{what} on {node}", why=f"it is on {entry['node']}", fix="Leave node out, and it is found wherever it is.")
+        return entry
+
+    def _node(self, name: str, known: t.Sequence[t.Mapping[str, t.Any]]) -> Node:
+        facts = next((entry for entry in known if entry["type"] == "node" and entry["node"] == name), {})
+        running = [entry for entry in known if entry["type"] in ("lxc", "qemu") and entry["node"] == name and entry.get("status") == "running"]
+        committed = sum(int(entry.get("maxmem") or 0) for entry in running) >> 20
+        node = Node(name, committed=committed, whole=self._sees_all(), cgroup_version=str(facts.get("cgroup-mode") or ""))
+        if facts.get("status") == "offline":
+            raise Unreachable(f"cannot ask {name} about its containers", why="the cluster says it is offline", fix="Bring the node back first.")
+        try:
+            status = self.get(f"nodes/{name}/status", f"cannot read the state of {name}")
+        except Denied:
+            return node
+        memory = status["memory"]
+        available = memory.get("available", memory["total"] - memory["used"])
+        return replace(node, cpus=int(status["cpuinfo"]["cpus"]), memory=memory["total"] >> 20, available=available >> 20)
+
+    def _running(self, name: str) -> list[dict[str, t.Any]]:
+        return list(self.get(f"nodes/{name}/lxc", f"cannot list the containers of {name}"))
+
+    def _guest(self, entry: t.Mapping[str, t.Any], node: Node, live: t.Mapping[int, t.Mapping[str, t.Any]]) -> Guest:
+        vmid = int(entry["vmid"])
+        config, pending = self._configuration(vmid, node.name)
+        status = live.get(vmid, {})
+        return Guest(
+            key=vmid,
+            limits=resources(config),
+            pending={**{key: value for key, value in pending.items() if key not in RESOURCES}, **_awaited(config, pending)},
+            hostname=str(config.get("hostname") or f"CT{vmid}"),
+            node=node,
+            status=str(status.get("status") or entry.get("status") or "unknown"),
+            lock=str(config.get("lock") or ""),
+            template=bool(int(config.get("template") or 0)),
+            used=int(status["mem"]) >> 20 if status.get("mem") is not None else None,
+            digest=str(config.get("digest", "")),
+            raw=self._raw[vmid],
+            privileges=self.privileges(vmid),
+            config=config,
+        )
+
+    def _configuration(self, vmid: int, node: str) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+        """What is in effect, and what waits for a restart.
+
+        The first look reads ``config``, which alone has the raw settings; the look after a write reads ``pending``, which alone has what waits.
+        """
+        until, pause = time.monotonic() + self._wait_lock, POLL_FIRST
+        while True:
+            config, pending = self._read_pending(vmid, node) if vmid in self._written else (self._read_config(vmid, node), {})
+            if not config.get("lock") or time.monotonic() > until:
+                return config, pending
+            time.sleep(pause)
+            pause = min(POLL_MOST, 2 * pause)
+
+    def _read_config(self, vmid: int, node: str) -> dict[str, t.Any]:
+        config = dict(self.get(f"nodes/{node}/lxc/{vmid}/config", f"cannot read the configuration of container {vmid}", current=1))
+        self._raw[vmid] = tuple(f"{key}: {value}" for key, value in config.pop("lxc", ()))
+        return config
+
+    def _read_pending(self, vmid: int, node: str) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+        entries = self.get(f"nodes/{node}/lxc/{vmid}/pending", f"cannot read what is pending for container {vmid}")
+        config = {entry["key"]: entry["value"] for entry in entries if "value" in entry}
+        return config, {entry["key"]: entry.get("pending") for entry in entries if "pending" in entry or "delete" in entry}
+
+    def histories(self, vmids: t.Sequence[int], *, making: bool = False, back_to: str | None = None) -> list[History]:
+        """These containers with their snapshots; ``making``: whether one could be made is asked too, ``back_to``: what that one holds."""
+        known = self.resources()
+        guests = self.guests(vmids, known=known)
+        with ThreadPoolExecutor(READS_AT_ONCE) as workers:
+            return list(workers.map(lambda guest: self._history(guest, known, making, back_to), guests))
+
+    def _history(self, guest: Guest, known: t.Sequence[t.Mapping[str, t.Any]], making: bool, back_to: str | None) -> History:
+        base = f"nodes/{guest.node.name}/lxc/{guest.key}"
+        listed = self.get(f"{base}/snapshot", f"cannot list the snapshots of {guest.name}")
+        found = [
+            Snapshot(entry["name"], int(entry.get("snaptime") or 0), entry.get("snapstate") or "", entry.get("description") or "", entry.get("parent") or "")
+            for entry in listed
+            if entry["name"] != "current"
+        ]
+        can = making and bool(int(self.get(f"{base}/feature", f"cannot ask whether {guest.name} can be snapshotted", feature="snapshot")["hasFeature"]))
+        held = any(snapshot.name == back_to for snapshot in found)
+        return History(
+            key=guest.key,
+            snapshots=tuple(sorted(found, key=lambda snapshot: (snapshot.taken, snapshot.name))),
+            rolled_back=next((str(task["upid"]) for task in self.tasks(guest, "vzrollback")), "never") if back_to else "",
+            guest=guest,
+            can=can if making else None,
+            storages={entry["storage"]: entry for entry in known if entry["type"] == "storage" and entry["node"] == guest.node.name},
+            seen=time.time(),
+            then=dict(self.get(f"{base}/snapshot/{back_to}/config", f"cannot read snapshot {back_to} of {guest.name}")) if held else {},
+        )
+
+    def status(self, guest: Guest) -> dict[str, t.Any]:
+        """A container's status and usage as its node has it now."""
+        return dict(self.get(f"nodes/{guest.node.name}/lxc/{guest.key}/status/current", f"cannot read the status of {guest.name}"))
+
+    def statuses(self, guests: t.Sequence[Guest]) -> dict[int, dict[str, t.Any]]:
+        """The status and usage of each of these containers, by number."""
+        with ThreadPoolExecutor(READS_AT_ONCE) as workers:
+            return dict(zip((guest.key for guest in guests), workers.map(self.status, guests)))
+
+    def series(self, guest: Guest) -> list[dict[str, t.Any]]:
+        """The history of a container's usage over a week, the peaks of each interval; nothing for one that is too young to have one."""
+        points: list[dict[str, t.Any]] = []
+        for timeframe in ("week", "day", "hour"):
+            with contextlib.suppress(TaskFailed):
+                what = f"cannot read the history of {guest.name}"
+                points += self.get(f"nodes/{guest.node.name}/lxc/{guest.key}/rrddata", what, timeframe=timeframe, cf="MAX")
+        return points
+
+    def wait_for_status(self, guest: Guest, wanted: str, what: str, timeout: float, since: int) -> None:
+        """Wait until a container is ``running`` or ``stopped``. Raises with its start's own words where it does not get there.
+
+        ``since`` is the moment, by the node's clock, from which on a failed start counts.
+        """
+        until, pause = time.monotonic() + timeout, POLL_FIRST
+        while self.status(guest)["status"] != wanted:
+            starts = [task for task in self.tasks(guest, "vzstart") if int(task["starttime"]) >= since] if wanted == "running" else []
+            failed = next((task for task in starts if task["status"] not in ("RUNNING", "OK") and not str(task["status"]).startswith("WARNINGS")), None)
+            if failed:
+                why = f"{failed['status']} (task {failed['upid']}; its log ends: {self._tail(guest.node.name, str(failed['upid']))})"
+                raise TaskFailed(what, why=why, fix=f"See why it does not start: pct start {guest.key} --debug on {guest.node.name}.")
+            if time.monotonic() > until:
+                raise TimedOut(what, why=f"it is not {wanted} after {timeout:g} s", fix="Look at its tasks; a longer timeout waits longer.", uncertain=True)
+            time.sleep(pause)
+            pause = min(POLL_MOST, 2 * pause)
+
+    def privileges(self, vmid: int) -> frozenset[str]:
+        """What the token may do with a container. Where no rule is known for its path or one above, the server is asked for the path itself."""
+        for path in (f"/vms/{vmid}", "/vms", "/"):
+            if path in self._rules():
+                return frozenset(self._rules()[path])
+        found = self.get("access/permissions", "cannot read the token's permissions", path=f"/vms/{vmid}")
+        return frozenset(found.get(f"/vms/{vmid}", {}))
+
+    def _rules(self) -> dict[str, dict[str, int]]:
+        if self._permissions is None:
+            self._permissions = dict(self.get("access/permissions", "cannot read the token's permissions"))
+        return self._permissions
+
+    def _sees_all(self) -> bool:
+        return any("VM.Audit" in self._rules().get(path, {}) for path in ("/", "/vms"))
+
+    # What is changed
+
+    def configure(self, guest: Guest, values: Values) -> None:
+        """Set resources of a container, if its configuration is still as it was read; nothing else about it changes."""
+        what = f"cannot change {guest.name}"
+        digest = self._read_config(guest.key, guest.node.name)["digest"] if guest.key in self._written else guest.digest
+        self._written.add(guest.key)
+        self._insist(lambda node: self.ask("put", f"nodes/{node}/lxc/{guest.key}/config", what, digest=digest, **body(values)), guest)
+
+    def _insist(self, write: t.Callable[[str], t.Any], guest: Guest) -> t.Any:
+        """Write, waiting for a lock as long as ``wait_lock`` allows, and following a container that has just moved to another node."""
+        until, pause, node = time.monotonic() + self._wait_lock, POLL_FIRST, guest.node.name
+        while True:
+            try:
+                return write(node)
+            except NotFound:
+                (entry,) = self._placed(self.resources(), [guest.key], None)
+                if entry["node"] == node:
+                    raise
+                node = entry["node"]
+            except Conflict as error:
+                if not (LOCKED in error.why or BUSY in error.why) or time.monotonic() > until:
+                    raise
+                time.sleep(pause)
+                pause = min(POLL_MOST, 2 * pause)
+
+    def carry_out(self, guest: Guest, task: Task, what: str, timeout: float) -> Ended:
+        """Start a task on a container and wait for its end, ``timeout`` seconds at most. Raises with its own words and last log lines where it failed.
+
+        A task whose reply was lost is looked for before anything is said.
+        """
+        began = time.time()
+        self._written.add(guest.key)
+        until, pause = time.monotonic() + self._wait_lock, POLL_FIRST
+        while True:
+            try:
+                upid = self._insist(lambda node: self.ask(task.method, f"nodes/{node}/lxc/{guest.key}/{task.path}", what, **task.params), guest)
+            except HealerError as error:
+                if not error.uncertain:
+                    raise
+                upid = self._late(guest, task.kind, began)
+                if upid is None:
+                    raise
+            try:
+                return self.wait(str(upid), what, timeout)
+            except Conflict as error:
+                if LOCKED not in error.why or time.monotonic() > until:
+                    raise
+                time.sleep(pause)
+                pause = min(POLL_MOST, 2 * pause)
+
+    def _late(self, guest: Guest, kind: str, began: float) -> str | None:
+        """The task that a request without an answer started, or ``None`` where none appears."""
+        until = time.monotonic() + FOUND_LATER
+        while time.monotonic() < until:
+            with contextlib.suppress(HealerError):
+                tasks = self.tasks(guest, kind)
+                if tasks and tasks[0]["starttime"] >= began - 120:  # the node's clock may be behind
+                    return str(tasks[0]["upid"])
+            time.sleep(POLL_MOST / 2)
+        return None
+
+    def tasks(self, guest: Guest, kind: str) -> list[dict[str, t.Any]]:
+        """This token's tasks of one type on a container, the newest first, those that run included."""
+        params = dict(vmid=guest.key, typefilter=kind, source="all", limit=50)
+        found = self.get(f"nodes/{guest.node.name}/tasks", f"cannot list the tasks of {guest.name}", **params)
+        return sorted(found, key=lambda task: int(task["starttime"]), reverse=True)
+
+    def wait(self, upid: str, what: str, timeout: float) -> Ended:
+        """Wait for the end of a task."""
+        node = upid.split(":")[1]
+        until, pause = time.monotonic() + timeout, POLL_FIRST
+        while True:
+            status = self.get(f"nodes/{node}/tasks/{upid}/status", f"{what}: cannot follow its task {upid}")
+            if status["status"] != "running":
+                break
+            if time.monotonic() > until:
+                why = f"its task {upid} still runs after {timeout:g} s; its log ends: {self._tail(node, upid)}"
+                raise TimedOut(what, why=why, fix="Look at the task in the node's list; a longer timeout waits longer.", uncertain=True)
+            time.sleep(pause)
+            pause = min(POLL_MOST, 2 * pause)
+        end = str(status.get("exitstatus", ""))
+        if end == "OK":
+            return Ended(upid)
+        tail = self._tail(node, upid)
+        if end.startswith("WARNINGS"):
+            return Ended(upid, (f"its task ended with {end.lower()}: {tail}",))
+        error = refusal(what, 500, end)
+        raise type(error)(what, why=f"{end} (task {upid}; its log ends: {tail})", fix=error.fix)
+
+    def _tail(self, node: str, upid: str) -> str:
+        try:
+            lines = self.get(f"nodes/{node}/tasks/{upid}/log", "cannot read a task's log", limit=5000)
+        except HealerError as error:
+            return f"not readable, {error.why}"
+        return " / ".join(str(line["t"]) for line in lines[-LOG_LINES:]) if isinstance(lines, list) else str(lines)
+
+
+def _awaited(config: t.Mapping[str, t.Any], pending: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The resources that wait for a restart, in this collection's words."""
+    waiting = {key: value for key, value in pending.items() if key in RESOURCES}
+    after = resources({**config, **waiting})
+    return {key: after[key] for key in waiting}
