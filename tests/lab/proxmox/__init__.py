@@ -1,0 +1,3 @@
+"""A Proxmox VE that is simulated."""
+
+from __future__ import annotations
