@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import typing as t
 import uuid
 
 from tests.lab.proxmox.errors import deny

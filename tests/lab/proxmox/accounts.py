@@ -258,7 +258,7 @@ def add_group(call: Call) -> None:
 
 def routes() -> list[Route]:
     login = {"username": text(longest=64).needed(), "password": text().needed(), "realm": text(longest=32)}
-    login |= {name: STRING for name in ("otp", "tfa-challenge", "path", "privs")} | {"new-format": BOOLEAN}
+    login |= dict.fromkeys(("otp", "tfa-challenge", "path", "privs"), STRING) | {"new-format": BOOLEAN}
     userid = {"userid": USER_ID.needed()}
     tokenid = userid | {"tokenid": TOKEN_NAME.needed()}
     user = userid | {

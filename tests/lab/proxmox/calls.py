@@ -9,7 +9,7 @@ from tests.lab.proxmox.access import Identity
 from tests.lab.proxmox.errors import ApiError, not_implemented, refuse
 from tests.lab.proxmox.model import Guest, World
 from tests.lab.proxmox.schema import NODE, VMID, Param, verify
-from tests.lab.proxmox.tasks import Task, Tasks, Trouble
+from tests.lab.proxmox.tasks import Job, Task, Tasks, Trouble
 
 SKIPLOCK = "Only root may use this option."
 
@@ -53,7 +53,7 @@ class Call:
 
     def fork(self, kind: str, about: str | int, body: t.Callable[[Task], t.Awaitable[None]]) -> str:
         """Start a worker; the answer is its UPID."""
-        return self.tasks.start(self.node, kind, about, self.who, body, self.trouble).upid
+        return self.tasks.start(Job(self.node, kind, str(about), self.who), body, self.trouble).upid
 
     def refuse_skiplock(self) -> None:
         if self.flag("skiplock") and not self.who.root:

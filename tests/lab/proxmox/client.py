@@ -38,7 +38,10 @@ class Proxmox:
         return f"https://{self.options['api_host']}:{self.options['api_port']}/api2/json"
 
     def requests(self) -> list[Entry]:
-        """Every request since the last clear, in order of arrival: method, path (below the base), params, user, status, connection, began, ended (real seconds)."""
+        """Every request since the last clear, in order of arrival.
+
+        Each has method, path (below the base), params, user, status, connection (its number), began and ended (real seconds).
+        """
         found: list[Entry] = self._ask("requests")
         return found
 
@@ -64,9 +67,10 @@ class Proxmox:
     def fault(self, method: str, path: str, kind: str, *, times: int = 1, after: int = 0, **details: t.Any) -> None:
         """Script a fault for the requests of a method (``*`` for any) whose path below the base matches a regular expression.
 
-        The first ``after`` of them pass, the next ``times`` are hit (-1 for all). Kinds: ``error`` (status, reason, body, errors, bare), ``delay`` (seconds, real), ``lost``
-        (carried out, then the connection is cut), ``cut`` (cut before), ``late`` (carried out at once, answered after ``seconds``, an hour by default), ``unreachable``
-        (595, reason); and for the worker that a request starts: ``stuck`` (until release), ``failed`` (exitstatus, log), ``warnings`` (log).
+        The first ``after`` of them pass, the next ``times`` are hit (-1 for all). Kinds: ``error`` (status, reason, body, errors, bare), ``delay``
+        (seconds, real), ``lost`` (carried out, then the connection is cut), ``cut`` (cut before), ``late`` (carried out at once, answered after
+        ``seconds``, an hour by default), ``unreachable`` (595, reason); and for the worker that a request starts: ``stuck`` (until release),
+        ``failed`` (exitstatus, log), ``warnings`` (log).
         """
         self._ask("fault", method=method, path=path, kind=kind, times=times, after=after, details=details)
 
@@ -92,7 +96,11 @@ class Proxmox:
         return found
 
     def set_guest(self, vmid: int, **changes: t.Any) -> None:
-        """Change a guest: ``workload`` is merged; ``status``, ``kernel``, ``ha``, ``snapshots``, ``pending``, ``frozen``; all else are keys of the configuration (None removes)."""
+        """Change a guest behind the API's back.
+
+        ``workload`` is merged, and its growth counts from now; ``status``, ``kernel``, ``ha``, ``snapshots``, ``pending`` and ``frozen`` are the
+        guest's; all else are keys of its configuration (None removes).
+        """
         self._ask("set_guest", vmid=vmid, changes=changes)
 
     def add_guest(self, vmid: int, **facts: t.Any) -> None:

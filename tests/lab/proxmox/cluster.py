@@ -189,7 +189,7 @@ def node_status(call: Call) -> dict[str, t.Any]:
 
 def node_rrd(call: Call) -> list[dict[str, t.Any]]:
     """A node's series: what it has now, at every point since it was booted."""
-    node = call.world.nodes[call.params["node"]] if call.params["node"] in call.world.nodes else None
+    node = call.world.nodes.get(call.params["node"])
     if node is None:
         raise die(f"RRD error: opening '/var/lib/rrdcached/db/pve2-node/{call.params['node']}': No such file or directory")
     frame = usage.frames(call.world.release)[call.params["timeframe"]]
@@ -226,7 +226,7 @@ def storages(call: Call) -> list[dict[str, t.Any]]:
     for storage in call.world.storages.values():
         if not storage.on(call.node) or not any(call.may(f"/storage/{storage.name}", name) for name in _STORAGE_AUDIT):
             continue
-        if wanted and not wanted & set(storage.content.split(",")) or call.text("storage", storage.name) != storage.name:
+        if (wanted and not wanted & set(storage.content.split(","))) or call.text("storage", storage.name) != storage.name:
             continue
         facts = _storage_facts(storage)
         found.append({"storage": storage.name, "used_fraction": facts["used"] / facts["total"] if facts["total"] else 0} | facts)

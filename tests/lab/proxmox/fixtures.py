@@ -25,10 +25,10 @@ def recordings() -> Document:
         },
         "templates": {template: {"memory": 0.6, "cpu": 0, "disk": 8, "shutdown": 0.5}},
         "default_workload": {"memory": 0.6, "cpu": 0, "disk": 8},
-        "roles": {"Heal": LEAST_ON_GUESTS},
+        "roles": {"Healer": LEAST_ON_GUESTS},
         "users": {"root@pam": {"password": ROOT_PASSWORD}, "heal@pve": {"password": "heal-password"}},
         "tokens": {"root@pam!tk": {"privsep": False}, "heal@pve!ci": {"privsep": True}},
-        "acl": [{"path": "/vms", "user": "heal@pve", "role": "Heal"}, {"path": "/vms", "token": "heal@pve!ci", "role": "Heal"}],
+        "acl": [{"path": "/vms", "user": "heal@pve", "role": "Healer"}, {"path": "/vms", "token": "heal@pve!ci", "role": "Healer"}],
     }
 
 

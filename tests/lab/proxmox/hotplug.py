@@ -134,7 +134,7 @@ class Hotplug:
         guest, world = self._guest, self._world
         if world.cgroup == 1:
             used = world.usage(guest, world.now())
-            if used.memory + used.swap > (memory + swap) * 2**20 or used.memory > memory * 2**20 and not swap:
+            if used.memory + used.swap > (memory + swap) * 2**20 or (used.memory > memory * 2**20 and not swap):
                 file = f"/sys/fs/cgroup/memory//lxc/{guest.vmid}/memory.limit_in_bytes"
                 raise Refused(f"closing file '{file}' failed - Device or resource busy")
             guest.kernel.memory, guest.kernel.swap = memory, swap

@@ -273,10 +273,8 @@ def _update(call: Call, guest: Guest, given: Values, delete: list[str], revert: 
         config.deleted = [name for name in config.deleted if name != key]
     config.tidy()
     selected = {*given, *delete}
-    if guest.running:
-        errors = hotplug.Hotplug(world, guest, config, selected).apply()
-    else:
-        errors = hotplug.apply_stopped(world, guest, config, selected)
+    apply = hotplug.Hotplug(world, guest, config, selected).apply if guest.running else lambda: hotplug.apply_stopped(world, guest, config, selected)
+    errors = apply()
     if not errors:
         guest.config = config
     world.note(guest)

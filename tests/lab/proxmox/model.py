@@ -43,7 +43,10 @@ class Node:
 
 @dataclasses.dataclass
 class Storage:
-    """``total`` and ``used`` in GiB; ``delay`` seconds that each snapshot operation takes longer; ``fail`` what an operation (snapshot, rollback, delete) dies of."""
+    """``total`` and ``used`` in GiB.
+
+    ``delay`` is how many seconds longer each snapshot operation takes, ``fail`` what an operation (snapshot, rollback, delete) dies of.
+    """
 
     name: str
     type: str
@@ -127,6 +130,8 @@ class Guest:
     config: Config = dataclasses.field(default_factory=Config)
     running: bool = False
     started: float = 0.0
+    grows_from: float = 0.0
+    grown: float = 0.0  # MiB by which the workload had grown at that moment
     created: float = 0.0
     workload: Workload = dataclasses.field(default_factory=Workload)
     kernel: Kernel = dataclasses.field(default_factory=Kernel)
@@ -250,7 +255,8 @@ class World:
             Stretch(
                 since=now,
                 running=guest.running,
-                started=guest.started,
+                grows_from=guest.grows_from,
+                grown=guest.grown,
                 workload=guest.workload,
                 dead=guest.dead,
                 memory=kernel.memory or guest.config.memory(),
@@ -299,7 +305,8 @@ class World:
         values = guest.config.current
         units = int(values.get("cpuunits", "1024" if self.cgroup == 1 else "100"))
         guest.running, guest.dead, guest.frozen = True, False, False
-        guest.started = self.now()
+        guest.started = guest.grows_from = self.now()
+        guest.grown = 0.0
         guest.starts += 1
         guest.pid = self.pid()
         guest.kernel = Kernel(self.wanted_cores(guest), float(values.get("cpulimit", "0")), units, guest.config.memory(), guest.config.swap())
@@ -342,7 +349,7 @@ class World:
             "swap": used.swap,
             "maxswap": guest.config.swap() * MIB,
             "disk": int(load.disk * MIB) if guest.running else 0,
-            "maxdisk": self.disk_size(guest) if root and root.size or not guest.running else 2 * GIB,
+            "maxdisk": self.disk_size(guest) if (root and root.size) or not guest.running else 2 * GIB,
             "uptime": int(seconds),
             "netin": int(load.netin * seconds),
             "netout": int(load.netout * seconds),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import typing as t
 
@@ -12,7 +11,7 @@ from tests.lab.proxmox.calls import Call, Route, perm
 from tests.lab.proxmox.errors import TaskError, die
 from tests.lab.proxmox.model import Guest, World, task_error
 from tests.lab.proxmox.schema import BOOLEAN, COUNT
-from tests.lab.proxmox.tasks import Task, Tasks
+from tests.lab.proxmox.tasks import Job, Task, Tasks
 
 SHUTDOWN_PATIENCE = 60
 HA_PATIENCE = 5.0  # seconds until the high-availability manager does what it was asked for
@@ -184,8 +183,7 @@ def _ask_ha(call: Call, kind: str, later: str, act: t.Callable[[Task], t.Awaitab
 
 
 def _act_for_ha(tasks: Tasks, node: str, kind: str, vmid: int, act: t.Callable[[Task], t.Awaitable[None]]) -> None:
-    asyncio.get_running_loop()
-    tasks.start(node, kind, vmid, Identity("root@pam"), act)
+    tasks.start(Job(node, kind, str(vmid), Identity("root@pam")), act)
 
 
 def routes() -> list[Route]:

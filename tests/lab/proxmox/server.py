@@ -132,7 +132,7 @@ class Api:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         who = self._authenticate(request, path)
         seen.user = str(who)
-        params = await _read_body(request) | {key: value for key, value in seen.params.items()}
+        params = await _read_body(request) | seen.params
         seen.params = dict(params)
         route, in_path = self._routes.find(request.method, path, parts)
         call = Call(self.world, self.tasks, who, params, _trouble(scripted))

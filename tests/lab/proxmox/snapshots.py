@@ -11,7 +11,7 @@ from tests.lab.proxmox.errors import TaskError, die
 from tests.lab.proxmox.model import Guest, World, task_error
 from tests.lab.proxmox.schema import BOOLEAN, SNAPNAME, text
 from tests.lab.proxmox.storing import keep_unused
-from tests.lab.proxmox.tasks import Task
+from tests.lab.proxmox.tasks import Job, Task
 
 RESERVED = frozenset({"current", "vzdump"})
 DURATION = 0.4  # seconds of a snapshot operation on a storage without delay
@@ -198,7 +198,7 @@ async def _rollback(call: Call, name: str, task: Task) -> None:
         world.note(guest)
     if call.flag("start"):
         body = power.start_body(world, call.node, guest.vmid, linger=power.FORKED_LINGER)
-        call.tasks.start(call.node, "vzstart", guest.vmid, call.who, body, forked=True)
+        call.tasks.start(Job(call.node, "vzstart", str(guest.vmid), call.who), body)
 
 
 def _check_rollback(world: World, guest: Guest, name: str) -> None:

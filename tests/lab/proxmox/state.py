@@ -91,7 +91,7 @@ def add_guest(world: World, vmid: int, facts: Document) -> Guest:
 def _let_run(world: World, guest: Guest, since: float, facts: Document) -> None:
     """As if the guest had been started then."""
     world.start(guest)
-    guest.started = since
+    guest.started = guest.grows_from = since
     guest.kernel = dataclasses.replace(guest.kernel, **facts.get("kernel", {}))
     guest.history = type(guest.history)()
     guest._settled = guest._overrun = 0.0
@@ -166,13 +166,23 @@ def describe(world: World) -> Document:
     }
 
 
+def _change_workload(world: World, guest: Guest, changes: Document) -> None:
+    """Go on with another workload: growth counts from now, on top of what has grown unless another size was given."""
+    now = world.now()
+    world.settle(guest, now)
+    wanted = world.usage(guest, now).wanted
+    before = guest.workload
+    guest.workload = Workload(**(dataclasses.asdict(before) | changes))
+    guest.grown = max(0.0, wanted - before.memory) if guest.running and not guest.dead and "memory" not in changes else 0.0
+    guest.grows_from = now
+
+
 def change_guest(world: World, guest: Guest, changes: Document) -> None:
     """Change a guest behind the API's back: ``workload`` is merged, ``status`` starts or stops it, other names are keys of its configuration (None removes)."""
     world.catch_up()
     changes = dict(changes)
     if "workload" in changes:
-        grown = dataclasses.asdict(guest.workload) | changes.pop("workload")
-        guest.workload = Workload(**grown)
+        _change_workload(world, guest, changes.pop("workload"))
     if "kernel" in changes:
         guest.kernel = Kernel(**(dataclasses.asdict(guest.kernel) | changes.pop("kernel")))
     for name in ("ha", "oom_kills", "dead", "frozen", "started", "taken"):

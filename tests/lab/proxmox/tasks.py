@@ -25,19 +25,26 @@ class Trouble:
     log: list[str] = dataclasses.field(default_factory=list)
 
 
+class Job(t.NamedTuple):
+    """What a worker is for: ``about`` is mostly a guest's number."""
+
+    node: str
+    kind: str
+    about: str
+    who: Identity
+
+
 class Task:
     """A worker. ``status`` is None while it runs."""
 
-    def __init__(self, world: World, node: str, kind: str, about: str, who: Identity, trouble: Trouble | None, *, forked: bool = False) -> None:
+    def __init__(self, world: World, job: Job, trouble: Trouble | None) -> None:
         now = world.now()
         self._world = world
-        self.node, self.kind, self.about, self.who = node, kind, about, who
-        # a worker that another worker forked is not known by its token: the name of both is the user
-        self.forked = forked
+        self.node, self.kind, self.about, self.who = job
         self.pid = world.pid()
-        self.pstart = int((now - world.nodes[node].booted) * 100) & 0xFFFFFFFF
+        self.pstart = int((now - world.nodes[job.node].booted) * 100) & 0xFFFFFFFF
         self.began = int(now)
-        self.upid = f"UPID:{node}:{self.pid:08X}:{self.pstart:08X}:{self.began:08X}:{kind}:{about}:{who}:"
+        self.upid = f"UPID:{job.node}:{self.pid:08X}:{self.pstart:08X}:{self.began:08X}:{job.kind}:{job.about}:{job.who}:"
         self.log: list[str] = []
         self.warnings = 0
         self.status: str | None = None
@@ -129,18 +136,8 @@ class Tasks:
         self._world = world
         self._tasks: dict[str, Task] = {}
 
-    def start(
-        self,
-        node: str,
-        kind: str,
-        about: str | int,
-        who: Identity,
-        body: t.Callable[[Task], t.Awaitable[None]],
-        trouble: Trouble | None = None,
-        *,
-        forked: bool = False,
-    ) -> Task:
-        task = Task(self._world, node, kind, str(about), who, trouble, forked=forked)
+    def start(self, job: Job, body: t.Callable[[Task], t.Awaitable[None]], trouble: Trouble | None = None) -> Task:
+        task = Task(self._world, job, trouble)
         self._tasks[task.upid] = task
         task.runner = asyncio.create_task(task.run(body))
         return task

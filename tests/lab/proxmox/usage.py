@@ -13,9 +13,10 @@ IDLE_MEMORY = 2.0  # MiB that is left in use when the main workload is dead
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What runs in a guest. ``memory`` MiB wanted, ``growth`` MiB per minute (a leak), ``cpu`` CPUs wanted, ``shutdown`` seconds that it takes to end.
+    """What runs in a guest. ``memory`` MiB wanted, ``growth`` MiB per minute (a leak), ``cpu`` CPUs wanted, ``disk`` MiB used.
 
-    ``main`` MiB is what the main process cannot do without (``memory`` if None): when a lowered limit is smaller, it is killed and stays dead until the next start.
+    ``main`` MiB is what the main process cannot do without (``memory`` if None): when a lowered limit is smaller, it is killed and stays dead
+    until the next start. ``start`` and ``shutdown`` are seconds; ``netin`` and the like are bytes per second.
     """
 
     memory: float = 32.0
@@ -51,11 +52,15 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A time in which nothing about a guest was changed: its usage follows from this. ``memory`` and ``swap`` are the kernel's limits in MiB, ``cpus`` its limit in CPUs."""
+    """A time in which nothing about a guest was changed: its usage follows from this.
+
+    ``memory`` and ``swap`` are the kernel's limits in MiB, ``cpus`` its limit in CPUs; the workload had grown by ``grown`` MiB at ``grows_from``.
+    """
 
     since: float
     running: bool
-    started: float
+    grows_from: float
+    grown: float
     workload: Workload
     dead: bool
     memory: float
@@ -69,7 +74,7 @@ class Stretch:
         """MiB"""
         if self.dead:
             return IDLE_MEMORY
-        return max(0.0, self.workload.memory + self.workload.growth * (moment - self.started) / 60)
+        return max(0.0, self.workload.memory + self.grown + self.workload.growth * (moment - self.grows_from) / 60)
 
     def usage(self, moment: float) -> Usage:
         if not self.running:
@@ -95,7 +100,7 @@ class Stretch:
             return 0.0
         over_since = begin
         if self.wanted(begin) <= limit and self.workload.growth > 0:
-            over_since = self.started + (limit - self.workload.memory) * 60 / self.workload.growth
+            over_since = self.grows_from + (limit - self.workload.memory - self.grown) * 60 / self.workload.growth
         return (end - max(begin, over_since)) / OVERRUN_PERIOD
 
 
