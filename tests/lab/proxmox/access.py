@@ -115,6 +115,7 @@ class Access:
         self.entries: list[Entry] = []
         self.pools: dict[str, set[int | str]] = {}
         self.tickets: dict[str, tuple[str, float]] = {}
+        self._known: dict[tuple[Identity, str], dict[str, bool]] = {}
 
     def role(self, name: str) -> frozenset[str] | None:
         if name in self.builtin:
@@ -137,9 +138,17 @@ class Access:
         known = self.users.get(user)
         return known is not None and known.enable and not 0 < known.expire < now
 
+    def forget(self) -> None:
+        """Answer from the present state again; to be called when anything may have been edited."""
+        self._known.clear()
+
     def held(self, who: Identity, path: str) -> dict[str, bool]:
         """The privileges on a path, and whether each reaches what is below it."""
-        path = normal_path(path)
+        if (who, path) not in self._known:
+            self._known[who, path] = self._held(who, normal_path(path))
+        return self._known[who, path]
+
+    def _held(self, who: Identity, path: str) -> dict[str, bool]:
         if who.token is None:
             return self._held_by(who.user, who.user, path, "user")
         of_user = self._held_by(who.user, who.user, path, "user")

@@ -309,6 +309,10 @@ def nothing(call: Call) -> list[t.Any]:
     return []
 
 
+def nobody(call: Call) -> dict[str, t.Any]:
+    return {}
+
+
 def subscription(call: Call) -> dict[str, t.Any]:
     return {"status": "notfound", "message": "There is no subscription key", "serverid": "0" * 32, "url": "https://www.proxmox.com/proxmox-ve/pricing"}
 
@@ -363,6 +367,7 @@ def routes(release: str) -> list[Route]:
         Route("GET", "/cluster/resources", resources, {"type": enum(*_SCOPES)}),
         Route("GET", "/cluster/nextid", next_id, {"vmid": Param("integer", 100, 999999999, check=VMID.check)}),
         Route("GET", "/cluster/backup-info/not-backed-up", not_backed_up, {}, perm("/", "Sys.Audit")),
+        Route("GET", "/cluster/config/qdevice", nobody, {}, perm("/", "Sys.Audit")),
         Route("GET", "/cluster/backup", nothing, {}),
         Route("GET", "/cluster/ha/resources", nothing, {}),
         Route("GET", "/cluster/replication", nothing, {}),

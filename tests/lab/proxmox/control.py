@@ -53,6 +53,7 @@ class Control:
         if command is None:
             return web.json_response({"error": "no such command"}, status=404)
         body = await request.read()
+        self._world.access.forget()
         try:
             answer = command(json.loads(body) if body else {})
             if hasattr(answer, "__await__"):

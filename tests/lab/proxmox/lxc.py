@@ -140,6 +140,12 @@ def _current(call: Call, guest: Guest) -> dict[str, t.Any]:
     return shown_now | {"ha": {"managed": 1, "state": "started", **guest.ha} if guest.ha else {"managed": 0}}
 
 
+def ask_agent(call: Call) -> t.NoReturn:
+    """Virtual machines have no agent here."""
+    guest = call.world.find(call.node, call.vmid, "qemu")
+    raise die("No QEMU guest agent configured" if guest.running else f"VM {guest.vmid} is not running")
+
+
 def rrddata(call: Call) -> list[dict[str, t.Any]]:
     world, vmid, scope = call.world, call.vmid, call.params["timeframe"]
     guest = world.guests.get(vmid)
@@ -198,6 +204,7 @@ async def set_config(call: Call) -> None:
         guest = call.container()
         guest.check_lock()
         _check_digest(call, guest.config)
+        world.check_write(guest)
         _update(call, guest, given, delete, revert)
 
 
@@ -509,5 +516,6 @@ def routes(release: str) -> list[Route]:
         Route("GET", f"{qemu}/config", get_qemu_config, {"current": BOOLEAN, "snapshot": SNAPNAME}, _AUDIT),
         Route("GET", f"{qemu}/pending", get_qemu_pending, {}, _AUDIT),
         Route("GET", f"{qemu}/status/current", qemu_current, {}, _AUDIT),
+        Route("GET", f"{qemu}/agent/{{command}}", ask_agent, {}, perm("/vms/{vmid}", "VM.GuestAgent.Audit" if release >= "9" else "VM.Monitor")),
         Route("GET", f"{qemu}/rrddata", rrddata, rrd, _AUDIT, proxied=False),
     ]

@@ -235,6 +235,11 @@ class World:
             raise die(f"Configuration file 'nodes/{node}/{folder}/{vmid}.conf' does not exist")
         return guest
 
+    def check_write(self, guest: Guest, error: t.Callable[[str], Exception] = die) -> None:
+        """Without quorum nobody may write a configuration."""
+        if not self.quorate:
+            raise error(f"unable to open file '/etc/pve/nodes/{guest.node}/lxc/{guest.vmid}.conf.tmp.{self.pid()}' - Permission denied")
+
     @contextlib.asynccontextmanager
     async def locked(self, guest: Guest, error: t.Callable[[str], Exception] = die) -> t.AsyncIterator[None]:
         """Hold a guest's flock; ``error`` makes the exception of a wait that was too long."""

@@ -37,6 +37,8 @@ def start(call: Call) -> str:
     call.refuse_skiplock()
     if _is_running(call):
         raise die(f"CT {call.vmid} already running")
+    if not call.world.quorate:
+        raise die("cluster not ready - no quorum?")
     if _managed(call):
         return _ask_ha(call, "hastart", "vzstart", start_body(call.world, call.node, call.vmid))
     return call.fork("vzstart", call.vmid, start_body(call.world, call.node, call.vmid, check_lock=not call.flag("skiplock")))

@@ -65,6 +65,7 @@ async def set_config(call: Call) -> None:
     guest = call.container()
     async with call.world.locked(guest):
         guest.check_lock()
+        call.world.check_write(guest)
         values = _existing(guest, call.params["snapname"])
         if description := clean_description(call.params["description"]):
             values["description"] = description
@@ -114,6 +115,7 @@ def _prepare(world: World, guest: Guest, name: str, description: str) -> None:
         raise TaskError(f"snapshot name '{name}' already used")
     if not world.can_snapshot(config.volumes()):
         raise TaskError("snapshot feature is not available")
+    world.check_write(guest, task_error)
     for values in config.snapshots.values():
         if values.get("parent") == name:
             del values["parent"]
@@ -148,6 +150,7 @@ async def _remove(call: Call, name: str, task: Task) -> None:
         guest.check_lock(task_error)
         if guest.template:
             raise TaskError("you can't delete a snapshot if vm is a template")
+        world.check_write(guest, task_error)
         guest.config.current["lock"] = "snapshot-delete"
         values["snapstate"] = "delete"
     try:
@@ -188,6 +191,7 @@ async def _rollback(call: Call, name: str, task: Task) -> None:
     guest = call.container()
     async with world.locked(guest, task_error):
         _check_rollback(world, guest, name)
+        world.check_write(guest, task_error)
         if guest.running:
             world.kill(guest)
         guest.config.current["lock"] = "rollback"

@@ -163,11 +163,21 @@ def frames(release: str) -> dict[str, Frame]:
 def series(history: History, frame: Frame, now: float, *, peak: bool, pressure: bool) -> list[dict[str, t.Any]]:
     """A guest's points, oldest first; a point of a time without data has its time only."""
     last = int(now // frame.step) * frame.step
-    return [_point(history, end, frame.step, peak, pressure) for end in range(last - (frame.points - 1) * frame.step, last + 1, frame.step)]
+    steady: dict[Stretch, dict[str, t.Any]] = {}  # the points of a stretch without growth are all the same
+    points = []
+    for end in range(last - (frame.points - 1) * frame.step, last + 1, frame.step):
+        parts = history.between(end - frame.step, end)
+        whole = len(parts) == 1 and parts[0][:2] == (end - frame.step, end) and not parts[0][2].workload.growth
+        point = steady.get(parts[0][2]) if whole else None
+        if point is None:
+            point = _point(parts, end, frame.step, peak, pressure)
+        if whole:
+            steady[parts[0][2]] = point
+        points.append(point | {"time": end})
+    return points
 
 
-def _point(history: History, end: int, step: int, peak: bool, pressure: bool) -> dict[str, t.Any]:
-    parts = history.between(end - step, end)
+def _point(parts: list[tuple[float, float, Stretch]], end: int, step: int, peak: bool, pressure: bool) -> dict[str, t.Any]:
     covered = sum(upper - lower for lower, upper, _ in parts)
     point: dict[str, t.Any] = {"time": end}
     if covered < step / 2:  # the archive wants half of a point's time to be known
