@@ -253,6 +253,7 @@ class Cluster:
         known = known or self.resources()
         found = self._placed(known, vmids, node)
         names = sorted({entry["node"] for entry in found})
+        self._rules()  # before several threads ask for them
         with ThreadPoolExecutor(READS_AT_ONCE) as workers:
             nodes = dict(zip(names, workers.map(lambda name: self._node(name, known), names)))
             live = {int(entry["vmid"]): entry for entries in workers.map(self._running, names) for entry in entries}

@@ -45,7 +45,8 @@ class Mebibytes(int):
     """A number of MiB, the unit of Proxmox VE's memory and swap, that shows itself in binary units."""
 
     def __str__(self) -> str:
-        return str(Size(int(self) << 20))
+        number = int(self)
+        return f"{number >> 10}GiB" if number and number % 1024 == 0 else f"{number}MiB"
 
 
 def parse_mebibytes(text: str) -> Mebibytes:

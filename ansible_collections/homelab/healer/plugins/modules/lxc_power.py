@@ -265,7 +265,9 @@ def _prove(step: Step, holds: bool) -> dict[str, str]:
 
 def observe(client: Cluster, request: Request) -> list[Power]:
     """The containers that the request means, as they are."""
-    return [_seen(guest, client.status(guest)) for guest in client.guests(request.vmid)]
+    guests = client.guests(request.vmid)
+    statuses = client.statuses(guests)
+    return [_seen(guest, statuses[guest.key]) for guest in guests]
 
 
 def _seen(guest: Guest, status: t.Mapping[str, t.Any]) -> Power:
