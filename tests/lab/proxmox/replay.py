@@ -54,7 +54,9 @@ class Sender:
         self._context = ssl.create_default_context(cafile=lab.options["ca_path"])
 
     def send(self, record: Record) -> Answer:
-        answer = self._request(record["method"], record["path"], record.get("query"), *_content(record), self._credentials(record))
+        body, kind = _content(record)
+        headers = self._credentials(record) | ({"Content-Type": kind} if body else {})
+        answer = self._request(record["method"], record["path"], headers, record.get("query"), body)
         upid = answer.body.get("data") if isinstance(answer.body, dict) and record["method"] != "GET" else None
         if not isinstance(upid, str) or not _UPID.fullmatch(upid):
             return answer
@@ -75,11 +77,11 @@ class Sender:
             return {"Authorization": f"PVEAPIToken {ROOT}={self._lab.tokens[ROOT]}"}
         return {"Authorization": f"PVEAPIToken={ROOT}=wrong"}
 
-    def _request(self, method: str, path: str, query: dict[str, t.Any] | None, body: bytes | None, kind: str, headers: dict[str, str]) -> Answer:
+    def _request(self, method: str, path: str, headers: dict[str, str], query: dict[str, t.Any] | None = None, body: bytes | None = None) -> Answer:
         connection = http.client.HTTPSConnection(self._lab.options["api_host"], self._lab.options["api_port"], timeout=60, context=self._context)
         target = f"/api2/json{quote(path, safe='/:@!')}" + (f"?{urlencode(query)}" if query else "")
         try:
-            connection.request(method, target, body, headers | ({"Content-Type": kind} if body else {}))
+            connection.request(method, target, body, headers)
             response = connection.getresponse()
             return Answer(response.status, response.reason, _parsed(response.read().decode()))
         finally:
@@ -89,7 +91,7 @@ class Sender:
         """The worker's status once it has ended."""
         while True:
             headers = {"Authorization": f"PVEAPIToken={ROOT}={self._lab.tokens[ROOT]}"}
-            answer = self._request("GET", f"/nodes/{upid.split(':')[1]}/tasks/{upid}/status", None, None, "", headers)
+            answer = self._request("GET", f"/nodes/{upid.split(':')[1]}/tasks/{upid}/status", headers)
             status: dict[str, t.Any] = answer.body["data"]
             if status["status"] == "stopped":
                 return status
