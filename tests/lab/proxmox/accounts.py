@@ -7,8 +7,8 @@ import typing as t
 
 from tests.lab.proxmox.access import Entry, Identity, User, normal_path, privileges
 from tests.lab.proxmox.calls import Call, Route, perm
-from tests.lab.proxmox.errors import ApiError, deny, die
-from tests.lab.proxmox.schema import BOOLEAN, COUNT, STRING, TOKEN_NAME, USER_ID, split_list, text
+from tests.lab.proxmox.errors import ApiError, deny, die, refuse
+from tests.lab.proxmox.schema import BOOLEAN, COUNT, STRING, TOKEN_NAME, USER_ID, Param, split_list, text
 
 TICKET_LIFE = 7200.0  # seconds
 WRONG_DELAY = 3.0  # seconds until somebody hears that a log-in or a credential is wrong
@@ -183,16 +183,22 @@ def get_role(call: Call) -> dict[str, int]:
 
 
 def _given_privileges(call: Call) -> set[str]:
-    given = set(split_list(call.text("privs")))
-    for name in sorted(given - privileges(call.world.release)):
-        raise die(f"invalid privilege '{name}'")
-    return given
+    return set(split_list(call.text("privs")))
+
+
+def _privileges_param(release: str) -> Param:
+    known = privileges(release)
+
+    def check(value: str) -> str | None:
+        return next((f"invalid privilege '{name}'" for name in split_list(value) if name not in known), None)
+
+    return Param(check=check)
 
 
 def add_role(call: Call) -> None:
     name = call.params["roleid"]
     if call.world.access.role(name) is not None:
-        raise die(f"role '{name}' already exists")
+        raise die(f"create role failed: role '{name}' already exists")
     call.world.access.roles[name] = _given_privileges(call)
 
 
@@ -202,7 +208,7 @@ def set_role(call: Call) -> None:
     if name in call.world.access.builtin:
         raise die(f"auto-generated role '{name}' cannot be modified")
     if name not in roles:
-        raise die(f"role '{name}' does not exist")
+        raise die(f"update role failed: role '{name}' does not exist")
     roles[name] = _given_privileges(call) | (roles[name] if call.flag("append") else set())
 
 
@@ -211,7 +217,7 @@ def delete_role(call: Call) -> None:
     if name in call.world.access.builtin:
         raise die(f"auto-generated role '{name}' cannot be deleted")
     if name not in call.world.access.roles:
-        raise die(f"role '{name}' does not exist")
+        raise die(f"delete role failed: role '{name}' does not exist")
     del call.world.access.roles[name]
     call.world.access.entries = [entry for entry in call.world.access.entries if entry.role != name]
 
@@ -233,14 +239,30 @@ def set_acl(call: Call) -> None:
     path = normal_path(call.params["path"])
     if not call.who.root:
         _demand_modify(call, path)
-    whom = [(kind, who) for kind in ("user", "group", "token") for who in split_list(call.text(f"{kind}s"))]
+    kinds = ("user", "group", "token")
+    whom = [(kind, who) for kind in kinds for who in split_list(call.text(f"{kind}s"))]
+    if not whom:
+        raise refuse({f"{kind}s": "either 'users', 'groups' or 'tokens' is required." for kind in kinds})
     for role in split_list(call.params["roles"]):
         if access.role(role) is None:
-            raise die(f"role '{role}' does not exist")
+            raise die(f"ACL update failed: role '{role}' does not exist")
         for kind, who in whom:
+            _check_holder(call, kind, who)
             access.entries = [entry for entry in access.entries if (entry.path, entry.kind, entry.who, entry.role) != (path, kind, who, role)]
             if not call.flag("delete"):
                 access.entries.append(Entry(path, kind, who, role, call.text("propagate", "1") == "1"))
+
+
+def _check_holder(call: Call, kind: str, who: str) -> None:
+    access = call.world.access
+    user, _, token = who.partition("!")
+    if kind == "group":
+        if who not in access.groups:
+            raise die(f"ACL update failed: group '{who}' does not exist")
+    elif user not in access.users:
+        raise die(f"ACL update failed: user '{user}' does not exist")
+    elif kind == "token" and token not in access.users[user].tokens:
+        raise die(f"ACL update failed: no such token '{token}' for user '{user}'")
 
 
 def _demand_modify(call: Call, path: str) -> None:
@@ -256,7 +278,7 @@ def add_group(call: Call) -> None:
     call.world.access.groups[call.params["groupid"]] = call.text("comment")
 
 
-def routes() -> list[Route]:
+def routes(release: str) -> list[Route]:
     login = {"username": text(longest=64).needed(), "password": text().needed(), "realm": text(longest=32)}
     login |= dict.fromkeys(("otp", "tfa-challenge", "path", "privs"), STRING) | {"new-format": BOOLEAN}
     userid = {"userid": USER_ID.needed()}
@@ -273,6 +295,7 @@ def routes() -> list[Route]:
     }
     token = tokenid | {"comment": STRING, "expire": COUNT, "privsep": BOOLEAN}
     role = {"roleid": STRING.needed()}
+    privs = {"privs": _privileges_param(release)}
     modify, modify_role = perm("/access/groups", "User.Modify"), perm("/access", "Sys.Modify")
     acl = {
         "path": STRING.needed(),
@@ -300,9 +323,9 @@ def routes() -> list[Route]:
         Route("PUT", "/access/users/{userid}/token/{tokenid}", set_token, token, _may_edit),
         Route("DELETE", "/access/users/{userid}/token/{tokenid}", delete_token, tokenid, _may_edit),
         Route("GET", "/access/roles", list_roles, {}),
-        Route("POST", "/access/roles", add_role, role | {"privs": STRING}, modify_role),
+        Route("POST", "/access/roles", add_role, role | privs, modify_role),
         Route("GET", "/access/roles/{roleid}", get_role, role),
-        Route("PUT", "/access/roles/{roleid}", set_role, role | {"privs": STRING, "append": BOOLEAN}, modify_role),
+        Route("PUT", "/access/roles/{roleid}", set_role, role | privs | {"append": BOOLEAN}, modify_role),
         Route("DELETE", "/access/roles/{roleid}", delete_role, role, modify_role),
         Route("GET", "/access/acl", list_acl, {}),
         Route("PUT", "/access/acl", set_acl, acl),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import typing as t
 
@@ -84,7 +85,7 @@ def perm(path: str, *names: str, any_of: bool = False) -> Rule:
     """The rule that wants privileges on a path, whose ``{vmid}`` and the like come from the request."""
 
     def rule(call: Call) -> None:
-        filled = path.format_map(call.params)
+        filled = path.format_map(collections.defaultdict(str, call.params))
         if any_of:
             call.world.access.demand_any(call.who, filled, *names)
         else:

@@ -82,6 +82,7 @@ class Proxmox:
         self.tokens = self._ask("reset", state=state)
 
     def state(self) -> dict[str, t.Any]:
+        """Everything: release, cgroup, now, next_round (seconds until pvestatd's), nodes, storages, guests, users, roles, acl, pools and tasks."""
         found: dict[str, t.Any] = self._ask("state")
         return found
 
@@ -99,7 +100,7 @@ class Proxmox:
         """Change a guest behind the API's back.
 
         ``workload`` is merged, and its growth counts from now; ``status``, ``kernel``, ``ha``, ``snapshots``, ``pending`` and ``frozen`` are the
-        guest's; all else are keys of its configuration (None removes).
+        guest's; all else are keys of its configuration (None removes), which a running guest's kernel follows unless ``kernel`` says otherwise.
         """
         self._ask("set_guest", vmid=vmid, changes=changes)
 

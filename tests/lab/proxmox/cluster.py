@@ -9,7 +9,7 @@ from tests.lab.proxmox import usage
 from tests.lab.proxmox.calls import Call, Route, perm
 from tests.lab.proxmox.errors import die
 from tests.lab.proxmox.model import GIB, STALE, Guest, Node, Storage
-from tests.lab.proxmox.schema import BOOLEAN, INTEGER, STORAGE_ID, STRING, VMID, Param, enum
+from tests.lab.proxmox.schema import BOOLEAN, INTEGER, STORAGE_ID, STRING, VMID, VMIDS, Param, enum, split_list
 from tests.lab.proxmox.usage import MIB
 
 REPOSITORY = "deadbeef12345678"
@@ -337,7 +337,7 @@ def set_pool(call: Call) -> None:
     members = call.world.access.pools.get(call.params["poolid"])
     if members is None:
         raise die(f"pool '{call.params['poolid']}' does not exist")
-    given = {int(vmid) for vmid in call.text("vms").split(",") if vmid} | {name for name in call.text("storage").split(",") if name}
+    given = {int(vmid) for vmid in split_list(call.text("vms"))} | set(split_list(call.text("storage")))
     if call.flag("delete"):
         members -= given
     else:
@@ -395,7 +395,7 @@ def routes(release: str) -> list[Route]:
             "PUT",
             "/pools/{poolid}",
             set_pool,
-            page | {"vms": STRING, "storage": STRING, "delete": BOOLEAN, "comment": STRING, "allow-move": BOOLEAN},
+            page | {"vms": VMIDS, "storage": STRING, "delete": BOOLEAN, "comment": STRING, "allow-move": BOOLEAN},
             perm("/pool/{poolid}", "Pool.Allocate"),
         ),
     ]

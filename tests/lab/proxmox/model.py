@@ -181,7 +181,8 @@ class World:
         self.resolver = "Name or service not known"
         self.told: dict[int, tuple[float, dict[str, t.Any]]] = {}
         self.told_nodes: dict[str, float] = {}
-        self._ticked = math.floor(clock.now() / TICK)
+        self._began = clock.now()
+        self._ticked = 0
         self._pids = 5000
         self.random = random.Random()
 
@@ -200,10 +201,14 @@ class World:
 
     def catch_up(self) -> None:
         """Do the last round of pvestatd that is due. Nothing changed since the one before that, since every change comes here first."""
-        tick = math.floor(self.now() / TICK)
+        tick = math.floor((self.now() - self._began) / TICK)
         if tick > self._ticked:
             self._ticked = tick
-            self.tick(tick * TICK)
+            self.tick(self._began + tick * TICK)
+
+    def until_tick(self) -> float:
+        """Seconds until pvestatd's next round."""
+        return TICK - (self.now() - self._began) % TICK
 
     def tick(self, moment: float) -> None:
         """Set what the kernel learns from pvestatd only, and tell the cluster about the guests of the nodes that run."""
@@ -307,15 +312,19 @@ class World:
     def start(self, guest: Guest) -> None:
         """Set a guest going with what its configuration says."""
         self.catch_up()
-        values = guest.config.current
-        units = int(values.get("cpuunits", "1024" if self.cgroup == 1 else "100"))
         guest.running, guest.dead, guest.frozen = True, False, False
         guest.started = guest.grows_from = self.now()
         guest.grown = 0.0
         guest.starts += 1
         guest.pid = self.pid()
-        guest.kernel = Kernel(self.wanted_cores(guest), float(values.get("cpulimit", "0")), units, guest.config.memory(), guest.config.swap())
+        guest.kernel = self.configured_kernel(guest)
         self.note(guest)
+
+    def configured_kernel(self, guest: Guest) -> Kernel:
+        """What the cgroups of a guest are set to when it starts."""
+        values = guest.config.current
+        units = int(values.get("cpuunits", "1024" if self.cgroup == 1 else "100"))
+        return Kernel(self.wanted_cores(guest), float(values.get("cpulimit", "0")), units, guest.config.memory(), guest.config.swap())
 
     def kill(self, guest: Guest) -> None:
         self.catch_up()

@@ -103,6 +103,7 @@ class Sender:
 
 def replay(lab: Proxmox, records: list[Record], speed: float) -> list[Difference]:
     """Send all records in order; the differences."""
+    lab.advance(lab.state()["next_round"] + 0.1)  # the recorded servers had no round between their first requests
     sender = Sender(lab, speed)
     vmid = records[0]["data"]["vmid"]
     found = []

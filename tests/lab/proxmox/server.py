@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import email.utils
 import inspect
 import json
 import random
@@ -81,7 +82,7 @@ class Api:
         self.requests: list[Request] = []
         self.read_only = False
         release = world.release
-        table = [*accounts.routes(), *cluster.routes(release), *lxc.routes(release), *power.routes(), *snapshots.routes(), *workers.routes()]
+        table = [*accounts.routes(release), *cluster.routes(release), *lxc.routes(release), *power.routes(), *snapshots.routes(), *workers.routes()]
         self._routes = Routes(table, release)
         self.server = Server(self.handle)
 
@@ -104,6 +105,7 @@ class Api:
         finally:
             seen.ended = time.time()
         seen.status = response.status
+        response.headers["Date"] = email.utils.formatdate(self.world.now(), usegmt=True)  # the node's clock, which stamps its tasks too
         if scripted and scripted.kind in {"lost", "late"}:
             await _withhold(request, scripted)
         return response

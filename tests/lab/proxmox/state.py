@@ -7,7 +7,8 @@ import typing as t
 
 from tests.lab.proxmox.access import Entry, User, normal_path
 from tests.lab.proxmox.config import Config, Values, clean_description
-from tests.lab.proxmox.model import Flock, Guest, Kernel, Node, Storage, World
+from tests.lab.proxmox.model import Flock, Guest, Node, Storage, World
+from tests.lab.proxmox.storing import allocate
 from tests.lab.proxmox.usage import Workload, workload
 
 Document = dict[str, t.Any]
@@ -65,6 +66,8 @@ def add_guest(world: World, vmid: int, facts: Document) -> Guest:
     guest.created = now - facts.get("age", 30 * 86400)
     defaults = {"memory": "512", "ostype": "debian", "arch": "amd64"} if guest.kind == "lxc" else {"memory": "2048"}
     guest.config = Config(defaults | _texts(facts.get("config", {})), _texts(facts.get("pending", {})), list(facts.get("delete", [])))
+    if guest.kind == "lxc" and "rootfs" not in guest.config.current and (storage := _storage_for(world, guest.node)):
+        guest.config.current["rootfs"] = allocate(world, vmid, "rootfs", f"{storage}:8")
     guest.config.snapshots = {name: _snapshot(guest, values, now) for name, values in facts.get("snapshots", {}).items()}
     if facts.get("template"):
         guest.config.current["template"] = "1"
@@ -86,6 +89,11 @@ def add_guest(world: World, vmid: int, facts: Document) -> Guest:
     if facts.get("status") == "running":
         _let_run(world, guest, now - facts.get("uptime", 86400), facts)
     return guest
+
+
+def _storage_for(world: World, node: str) -> str | None:
+    """Where a container's volume is if its facts do not tell."""
+    return next((storage.name for storage in world.storages.values() if storage.on(node) and "rootdir" in storage.content), None)
 
 
 def _let_run(world: World, guest: Guest, since: float, facts: Document) -> None:
@@ -155,6 +163,7 @@ def describe(world: World) -> Document:
         "release": world.release,
         "cgroup": world.cgroup,
         "now": world.now(),
+        "next_round": world.until_tick(),
         "cluster": world.cluster,
         "nodes": {name: dataclasses.asdict(node) | {"memory_used": world.node_memory(node)} for name, node in world.nodes.items()},
         "storages": {name: dataclasses.asdict(storage) for name, storage in world.storages.items()},
@@ -178,21 +187,24 @@ def _change_workload(world: World, guest: Guest, changes: Document) -> None:
 
 
 def change_guest(world: World, guest: Guest, changes: Document) -> None:
-    """Change a guest behind the API's back: ``workload`` is merged, ``status`` starts or stops it, other names are keys of its configuration (None removes)."""
+    """Change a guest behind the API's back.
+
+    ``workload`` is merged, ``status`` starts or stops it, other names are keys of its configuration (None removes). What a running guest's kernel
+    has follows its configuration, unless ``kernel`` says what it has.
+    """
     world.catch_up()
     changes = dict(changes)
     if "workload" in changes:
         _change_workload(world, guest, changes.pop("workload"))
-    if "kernel" in changes:
-        guest.kernel = Kernel(**(dataclasses.asdict(guest.kernel) | changes.pop("kernel")))
+    kernel, status = changes.pop("kernel", {}), changes.pop("status", None)
     for name in ("ha", "oom_kills", "dead", "frozen", "started", "taken"):
         if name in changes:
             setattr(guest, name, changes.pop(name))
     if "snapshots" in changes:
         guest.config.snapshots = {name: _snapshot(guest, values, world.now()) for name, values in changes.pop("snapshots").items()}
     guest.config.pending |= _texts(changes.pop("pending", {}))
-    status = changes.pop("status", None)
-    for key, value in {**changes.pop("config", {}), **changes}.items():
+    keys = {**changes.pop("config", {}), **changes}
+    for key, value in keys.items():
         if value is None:
             guest.config.current.pop(key, None)
         else:
@@ -201,4 +213,7 @@ def change_guest(world: World, guest: Guest, changes: Document) -> None:
         world.start(guest)
     elif status == "stopped" and guest.running:
         world.kill(guest)
+    if guest.running:
+        follow = {name: value for name, value in dataclasses.asdict(world.configured_kernel(guest)).items() if name in keys}
+        guest.kernel = dataclasses.replace(guest.kernel, **follow | kernel)
     world.note(guest)

@@ -57,6 +57,12 @@ def listing(call: Call) -> list[dict[str, t.Any]]:
     return [task.listed() for task in chosen[start : start + limit if limit else None]]
 
 
+def everywhere(call: Call) -> list[dict[str, t.Any]]:
+    """The newest workers of all nodes."""
+    auditor = call.may("/", "Sys.Audit")
+    return [task.listed() for task in reversed(call.tasks.everything()) if auditor or _owns(call, str(task.who))][:25]
+
+
 def _matches(call: Call, task: Task) -> bool:
     wanted = call.params
     if call.flag("errors") and (task.status is None or task.status == "OK"):
@@ -106,6 +112,7 @@ def routes() -> list[Route]:
         "vmid": Param("integer", 100, 999999999),
     }
     return [
+        Route("GET", "/cluster/tasks", everywhere, {}),
         Route("GET", "/nodes/{node}/tasks", listing, filters),
         Route("GET", "/nodes/{node}/tasks/{upid}", index, upid, proxied=False),
         Route("DELETE", "/nodes/{node}/tasks/{upid}", abort, upid),
