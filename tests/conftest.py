@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from tests.lab.engine import Engine, OwnEngine, docker_engine
+from tests.lab.engine import Engine, LabError, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
+from tests.lab.proxmox.client import Proxmox, proxmox
+
+NO_ENGINE = "no Docker Engine can run here"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +27,20 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def engine() -> t.Iterator[Engine]:
-    with docker_engine() as started:
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(docker_engine())
+        except LabError as error:
+            pytest.skip(f"{NO_ENGINE}: {error}")
         yield started
+
+
+def pytest_terminal_summary(terminalreporter: t.Any) -> None:
+    """Say in one line what was not run for want of an engine: it has not passed."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_ENGINE in str(report.longrepr)]
+    if skipped:
+        reason = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
+        terminalreporter.write_line(f"NOT RUN: {len(skipped)} tests of Docker containers: {reason}", yellow=True, bold=True)
 
 
 @pytest.fixture
@@ -47,3 +63,22 @@ def own_docker(docker: Engine) -> OwnEngine:
 def controller(docker: Engine, tmp_path: Path) -> Controller:
     """``ansible-playbook`` with the lab as its inventory."""
     return Controller(tmp_path, docker.docker_host)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> t.Iterator[Proxmox]:
+    with proxmox() as started:
+        yield started
+
+
+@pytest.fixture
+def pve(cluster: Proxmox) -> Proxmox:
+    """The lab's cluster, as it was when it started."""
+    cluster.reset()
+    return cluster
+
+
+@pytest.fixture
+def pve_controller(pve: Proxmox, tmp_path: Path) -> Controller:
+    """``ansible-playbook`` with the lab's cluster as its inventory, and the token that the documentation describes."""
+    return Controller(tmp_path, proxmox=pve.options_for("healer@pve!healer"))

@@ -41,19 +41,23 @@ class Run:
 
 
 class Controller:
-    """An Ansible controller in a folder of its own, with the lab's engine in its inventory."""
+    """An Ansible controller in a folder of its own, with the lab's engine, or its cluster, in its inventory."""
 
-    def __init__(self, folder: Path, docker_host: str, **variables: t.Any) -> None:
+    def __init__(self, folder: Path, docker_host: str = "", proxmox: t.Mapping[str, t.Any] | None = None, **variables: t.Any) -> None:
+        """``proxmox`` are the connection options of a cluster, ``variables`` the engine's further ones."""
         self.folder = folder
-        self.docker_host = docker_host
-        inventory = {
-            "all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}},
-            "docker": {"hosts": {"lab": {"healer_docker_host": docker_host, **variables}}},
-        }
+        self.defaults: dict[str, t.Any] = {}
+        inventory: dict[str, t.Any] = {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}}
+        if docker_host:
+            self.defaults["group/homelab.healer.docker"] = {"docker_host": docker_host}
+            inventory["docker"] = {"hosts": {"lab": {"healer_docker_host": docker_host, **variables}}}
+        if proxmox:
+            self.defaults["group/homelab.healer.proxmox"] = dict(proxmox)
+            inventory["proxmox"] = {"hosts": {"pve": {"healer_proxmox": dict(proxmox)}}}
         (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
 
     def environment(self, collections: Path = ROOT) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_", "PROXMOX_"))}
         return {
             **kept,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -69,8 +73,7 @@ class Controller:
     def play(self, playbook: str | list[dict[str, t.Any]], *arguments: str, wrap: t.Sequence[str] = (), collections: Path = ROOT, **variables: t.Any) -> Run:
         """Run a playbook by its name, or from the tasks of a play on the controller."""
         if not isinstance(playbook, str):
-            defaults = {"group/homelab.healer.docker": {"docker_host": self.docker_host}}
-            play = {"hosts": "localhost", "gather_facts": False, "module_defaults": defaults, "tasks": playbook}
+            play = {"hosts": "localhost", "gather_facts": False, "module_defaults": self.defaults, "tasks": playbook}
             path = self.folder / "play.yml"
             path.write_text(yaml.safe_dump([play], sort_keys=False))
             playbook = str(path)

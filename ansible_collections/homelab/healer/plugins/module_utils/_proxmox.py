@@ -10,6 +10,7 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import queue
 import re
 import time
@@ -210,6 +211,7 @@ class Cluster:
         self._raw: dict[int, tuple[str, ...]] = {}
         self._written: set[int] = set()
         self._permissions: dict[str, dict[str, int]] | None = None
+        self._ahead = 0.0
 
     def close(self) -> None:
         """Close all connections."""
@@ -223,10 +225,21 @@ class Cluster:
             session = self._sessions.get_nowait()
         except queue.Empty:
             session = self._api._backend.get_session()
+            session.hooks["response"].append(self._note_time)
         try:
             yield session
         finally:
             self._sessions.put(session)
+
+    def _note_time(self, response: t.Any, **_more: t.Any) -> None:
+        """Learn the node's clock from an answer: what it stamps, such as snapshots and tasks, is by that clock."""
+        said = email.utils.parsedate_tz(response.headers.get("Date", ""))
+        if said:
+            self._ahead = email.utils.mktime_tz(said) - time.time()
+
+    def now(self) -> float:
+        """The time by the node's clock, in seconds, good to a second."""
+        return time.time() + self._ahead
 
     def ask(self, method: str, path: str, what: str, /, **params: t.Any) -> t.Any:
         """One request; ``what`` is what its failure could not do. Returns its data."""
@@ -369,7 +382,7 @@ class Cluster:
             guest=guest,
             can=can if making else None,
             storages={entry["storage"]: entry for entry in known if entry["type"] == "storage" and entry["node"] == guest.node.name},
-            seen=time.time(),
+            seen=self.now(),
             then=dict(self.get(f"{base}/snapshot/{back_to}/config", f"cannot read snapshot {back_to} of {guest.name}")) if held else {},
         )
 
@@ -455,7 +468,7 @@ class Cluster:
 
         A task whose reply was lost is looked for before anything is said.
         """
-        began = time.time()
+        began = self.now()
         self._written.add(guest.key)
         until, pause = time.monotonic() + self._wait_lock, POLL_FIRST
         while True:
@@ -481,7 +494,7 @@ class Cluster:
         while time.monotonic() < until:
             with contextlib.suppress(HealerError):
                 tasks = self.tasks(guest, kind)
-                if tasks and tasks[0]["starttime"] >= began - 120:  # the node's clock may be behind
+                if tasks and int(tasks[0]["starttime"]) >= int(began):
                     return str(tasks[0]["upid"])
             time.sleep(POLL_MOST / 2)
         return None

@@ -281,7 +281,7 @@ def _growth(first: t.Mapping[str, t.Any], last: t.Mapping[str, t.Any], seconds: 
 def _recommended(client: Cluster, guest: Guest, facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     limit, pressure = int(guest.limits["memory"]), (facts["pressure"] or {}).get("memory_some")
     highest = guest.node.memory
-    return recommend(client.series(guest), now=time.time(), limit=limit, used=facts["memory_used"], pressure=pressure, highest=highest).as_dict()
+    return recommend(client.series(guest), now=client.now(), limit=limit, used=facts["memory_used"], pressure=pressure, highest=highest).as_dict()
 
 
 def _snapshots(history: History) -> dict[str, t.Any]:

@@ -1,0 +1,96 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the doctor says: which container holds which Docker Engine or PostgreSQL server, and the report as lines."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import typing as t
+from urllib.parse import urlsplit
+
+WORDS = {"docker": r"docker", "postgresql": r"postgres|pgsql"}
+"""What the name or a tag of a container has in it that may hold one."""
+
+
+def holders(containers: t.Sequence[t.Mapping[str, t.Any]], services: t.Mapping[str, t.Sequence[t.Sequence[str]]]) -> list[dict[str, t.Any]]:
+    """Say which of these containers holds what, and how that is known: by its address, or where that does not tell, by its name or a tag as a hint.
+
+    ``containers`` are those of ``proxmox_doctor_info``. ``services`` are the inventory's hosts with a ``docker`` or a ``postgresql``, each by its name
+    and the places where it may be: names, addresses, or an engine's address with its scheme; empty ones are passed over.
+    """
+    found = []
+    for kind, hosts in services.items():
+        places = {host: {address for place in where for address in _addresses(place)} for host, *where in hosts}
+        for container in containers:
+            own = set(container["addresses"] or ())
+            met = [(host, sorted(own & addresses)) for host, addresses in places.items() if own & addresses]
+            found += [_held(container, kind, host, f"its address {', '.join(shared)}") for host, shared in met]
+            hint = "" if met else _hint(container, WORDS[kind])
+            found += [_held(container, kind, "", f"a hint only: {hint}")] if hint else []
+    return found
+
+
+def _held(container: t.Mapping[str, t.Any], kind: str, host: str, by: str) -> dict[str, t.Any]:
+    return dict(vmid=container["vmid"], name=container["name"], holds=kind, host=host, by=by)
+
+
+def _hint(container: t.Mapping[str, t.Any], words: str) -> str:
+    if re.search(words, container["name"], re.IGNORECASE):
+        return "its name"
+    return next((f"its tag {tag}" for tag in container["tags"] if re.search(words, tag, re.IGNORECASE)), "")
+
+
+def _addresses(place: str) -> list[str]:
+    """The addresses of a place that other machines can reach; none of a socket or of a name that is not known here."""
+    host = urlsplit(place).hostname if "://" in place else place
+    if not host or place.startswith("unix:"):
+        return []
+    try:
+        told = [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)]
+    except (OSError, UnicodeError):
+        return []
+    return [address for address in dict.fromkeys(told) if not ipaddress.ip_address(address).is_loopback]
+
+
+def report_lines(record: t.Mapping[str, t.Any]) -> list[str]:
+    """A host's report as lines to read: what was looked at, what was found, what each remedy could do, and which container holds what."""
+    told = [f"{found['severity'].upper()}: {found['what']}: {found['why']}. {found['fix']}" for found in record["findings"]]
+    return [*_looked_at(record), *(told or ["Nothing was found."]), *_remedies(record), *_holding(record)]
+
+
+def _looked_at(record: t.Mapping[str, t.Any]) -> list[str]:
+    cluster, engine, told = record["proxmox"], record["docker"], []
+    if cluster:
+        guests, nodes = cluster["guests"], ", ".join(node["name"] for node in cluster["nodes"])
+        seen = f"{guests['lxc']} containers, {guests['qemu']} virtual machines, nodes {nodes}"
+        libraries = ", ".join(f"{name} {version or 'not there'}" for name, version in cluster["libraries"].items())
+        told += [f"Proxmox VE {cluster['version']} as {cluster['token']['name']} sees it: {seen}", f"Modules run with {libraries}"]
+    if engine:
+        told.append(f"Docker Engine {engine['engine']}: {engine['containers']} containers run, cgroup v{engine['cgroup_version']}")
+    return told
+
+
+def _remedies(record: t.Mapping[str, t.Any]) -> list[str]:
+    told = []
+    for remedy in (record["proxmox"] or {}).get("remedies", ()):
+        why = "; ".join(f"{hindered['container']}: {', '.join(hindered['why'])}".removeprefix(": ") for hindered in remedy["why"])
+        told.append(f"{remedy['remedy']} could help {remedy['can']}{f' ({why})' if why else ''}")
+    return told
+
+
+def _holding(record: t.Mapping[str, t.Any]) -> list[str]:
+    return [
+        f"{held['vmid']} ({held['name']}) {'holds' if held['host'] else 'may hold'} {held['holds']} {held['host']}".rstrip() + f", by {held['by']}"
+        for held in record["holds"]
+    ]
+
+
+class FilterModule:
+    """The collection's filters."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"holders": holders, "report_lines": report_lines}
