@@ -120,7 +120,7 @@ class Proxmox:
         self._ask("set_storage", name=name, changes=changes)
 
     def set_cluster(self, **changes: t.Any) -> None:
-        """Change the cluster: quorate, cluster (its name), resolver (what the resolver says of unknown nodes)."""
+        """Change the cluster: quorate, cluster (its name), resolver (its words about unknown nodes), default_workload (of containers created from now on)."""
         self._ask("set_cluster", changes=changes)
 
     def move(self, vmid: int, node: str) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 from tests.lab.proxmox import state
 from tests.lab.proxmox.model import World
 from tests.lab.proxmox.server import Api
+from tests.lab.proxmox.usage import workload
 
 Command = t.Callable[[dict[str, t.Any]], t.Any]
 
@@ -119,7 +120,10 @@ class Control:
             self._world.storages[given["name"]] = dataclasses.replace(known, **given["changes"])
 
     def _set_cluster(self, given: dict[str, t.Any]) -> None:
-        for name, value in given["changes"].items():
+        changes = dict(given["changes"])
+        if "default_workload" in changes:
+            self._world.default_workload = workload(changes.pop("default_workload"))
+        for name, value in changes.items():
             if name not in {"quorate", "cluster", "resolver"}:
                 raise ValueError(f"no such fact: {name}")
             setattr(self._world, name, value)

@@ -23,7 +23,6 @@ def recordings() -> Document:
             "dirst": {"type": "dir", "content": "images,rootdir", "total": 12},
             "local": {"type": "dir", "content": "backup,iso,rootdir,vztmpl", "contents": [_archive(template)], "total": 12},
         },
-        "templates": {template: {"memory": 0.6, "cpu": 0, "disk": 8, "shutdown": 0.5}},
         "default_workload": {"memory": 0.6, "cpu": 0, "disk": 8},
         "roles": {"Healer": LEAST_ON_GUESTS},
         "users": {"root@pam": {"password": ROOT_PASSWORD}, "heal@pve": {"password": "heal-password"}},
