@@ -77,8 +77,12 @@ def _looked_at(record: t.Mapping[str, t.Any]) -> list[str]:
 def _remedies(record: t.Mapping[str, t.Any]) -> list[str]:
     told = []
     for remedy in (record["proxmox"] or {}).get("remedies", ()):
-        why = "; ".join(f"{hindered['container']}: {', '.join(hindered['why'])}".removeprefix(": ") for hindered in remedy["why"])
-        told.append(f"{remedy['remedy']} could help {remedy['can']}{f' ({why})' if why else ''}")
+        names: dict[str, list[str]] = {}
+        for hindered in remedy["why"]:
+            for reason in hindered["why"]:
+                names.setdefault(reason, []).append(hindered["container"])
+        why = "; ".join(f"{', '.join(filter(None, containers))}: {reason}".removeprefix(": ") for reason, containers in names.items())
+        told.append(f"{remedy['remedy']} could help {remedy['can']}{f'. Not {why}' if why else ''}")
     return told
 
 

@@ -293,7 +293,7 @@ import platform
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 
 from ansible.module_utils.ansible_release import __version__ as ansible_core
 
@@ -334,7 +334,8 @@ def report(client: Session, request: Request) -> dict[str, t.Any]:
     """Read all that the token may see, and tell what follows."""
     cluster = client.cluster
     known = cluster.resources()
-    histories, unread = _histories(cluster, chosen(known, request.vmid))
+    read = [_histories(cluster, vmids) for vmids in chosen(known, request.vmid).values()]
+    histories = sorted((history for found, _errors in read for history in found), key=lambda history: history.key)
     with ThreadPoolExecutor(READS_AT_ONCE) as workers:
         backups = list(workers.map(lambda history: _last_backup(cluster, known, history), histories))
         found = list(workers.map(lambda history: _addresses(cluster, history), histories))
@@ -348,7 +349,7 @@ def report(client: Session, request: Request) -> dict[str, t.Any]:
             roles={role["roleid"]: set(str(role.get("privs") or "").split(",")) for role in cluster.get("access/roles", "cannot list the roles")},
             asked=request.vmid,
             histories=histories,
-            unread=unread,
+            unread=[error for _found, errors in read for error in errors],
             backups={key: taken for key, (taken, _error) in zip(keys, backups)},
             backups_unread={key: error for key, (_taken, error) in zip(keys, backups) if error},
             addresses=dict(zip(keys, found)),
@@ -357,21 +358,15 @@ def report(client: Session, request: Request) -> dict[str, t.Any]:
     )
 
 
-def _histories(cluster: Cluster, placed: t.Mapping[str, list[int]]) -> tuple[list[History], list[HealerError]]:
-    """The containers with their snapshots; one that cannot be read does not hide the others, nor does a node that does not answer."""
-    found: list[History] = []
-    unread: list[HealerError] = []
-    for node, vmids in placed.items():
-        try:
-            found += cluster.histories(vmids, making=True)
-        except HealerError as error:
-            if len(vmids) == 1 or isinstance(error, (Unreachable, TimedOut)):
-                unread.append(error)
-                continue
-            for vmid in vmids:
-                alone, errors = _histories(cluster, {node: [vmid]})
-                found, unread = found + alone, unread + errors
-    return sorted(found, key=lambda history: history.key), unread
+def _histories(cluster: Cluster, vmids: t.Sequence[int]) -> tuple[list[History], list[HealerError]]:
+    """Containers of one node with their snapshots; one that cannot be read does not hide the others."""
+    try:
+        return cluster.histories(vmids, making=True), []
+    except HealerError as error:
+        if len(vmids) == 1 or isinstance(error, (Unreachable, TimedOut)):  # a node that does not answer is not asked again and again
+            return [], [error]
+    alone = [_histories(cluster, [vmid]) for vmid in vmids]
+    return [history for found, _errors in alone for history in found], [error for _found, errors in alone for error in errors]
 
 
 def _last_backup(cluster: Cluster, known: t.Sequence[t.Mapping[str, t.Any]], history: History) -> tuple[int | None, HealerError | None]:
@@ -388,33 +383,25 @@ def _last_backup(cluster: Cluster, known: t.Sequence[t.Mapping[str, t.Any]], his
 
 def _addresses(cluster: Cluster, history: History) -> list[str] | None:
     """Where others can reach a container."""
-    guest = history.guest
-    if not guest.running:
-        return []
+    path = f"nodes/{history.guest.node.name}/lxc/{history.key}/interfaces"
     try:
-        return addresses(cluster.get(f"nodes/{guest.node.name}/lxc/{guest.key}/interfaces", f"cannot read the addresses of {guest.name}") or ())
-    except HealerError:  # releases before 8.1 do not tell them
+        return addresses(cluster.get(path, f"cannot read the addresses of {history.name}") or ()) if history.guest.running else []
+    except HealerError:  # old releases do not tell them
         return None
 
 
 def _separated(client: Session) -> bool | None:
     """Whether a token has rights of its own; a token that may do no more than it needs is not told that."""
+    path = f"access/users/{client.user}/token/{client.token}"
     try:
-        path = f"access/users/{client.user}/token/{client.token}"
         return bool(int(client.cluster.get(path, "cannot read the token")["privsep"])) if client.token else None
     except Denied:
         return None
 
 
 def _libraries() -> dict[str, str | None]:
-    return dict(python=platform.python_version(), ansible_core=ansible_core, **{name: _version(name) for name in LIBRARIES})
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    there = {str(found.metadata["Name"]).lower(): found.version for found in distributions()}
+    return dict(python=platform.python_version(), ansible_core=ansible_core, **{name: there.get(name) for name in LIBRARIES})
 
 
 ARGUMENTS = dict(argument_spec=dict(OPTIONS, vmid=dict(type="list", elements="int", aliases=["lxc_id"])), **CREDENTIALS)
