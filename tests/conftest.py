@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.engine import Engine, LabError, OwnEngine, docker_engine
+from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
 from tests.lab.proxmox.client import Proxmox, proxmox
 
@@ -30,8 +30,8 @@ def engine() -> t.Iterator[Engine]:
     with contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(docker_engine())
-        except LabError as error:
-            pytest.skip(f"{NO_ENGINE}: {error}")
+        except NoEngine as error:
+            pytest.skip(f"{NO_ENGINE}: {' '.join(str(error).split())}")
         yield started
 
 

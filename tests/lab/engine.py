@@ -31,6 +31,10 @@ class LabError(Exception):
     """The lab cannot be built here; says what to do."""
 
 
+class NoEngine(LabError):
+    """No Docker Engine can run here, and none of the machine's can be used; says why."""
+
+
 class Engine:
     """A Docker Engine with the lab's image. ``owned`` tells whether it is the lab's own, and may be killed."""
 
@@ -43,7 +47,7 @@ class Engine:
         """Import an image of one static busybox: no registry is needed."""
         busybox = Path(sys.prefix) / "lab-busybox"
         if not busybox.exists():
-            raise LabError("the lab needs a static busybox: run tests/lab/prepare")
+            raise NoEngine("there is no static busybox for its image: run tests/lab/prepare")
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for folder in ("bin", "dev", "tmp"):
@@ -154,7 +158,7 @@ class OwnEngine(Engine):
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > limit:
                 tail = (self.folder / "dockerd.log").read_text(errors="replace")[-2000:]
-                raise LabError(f"dockerd does not start; its log ends with:\n{tail}")
+                raise NoEngine(f"dockerd does not start; its log ends with:\n{tail}")
             time.sleep(0.1)
 
     def _start_containerd(self) -> subprocess.Popen[bytes]:
@@ -242,7 +246,7 @@ def docker_engine() -> t.Iterator[Engine]:
     try:
         found = Engine(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"), owned=False)
     except DockerException as error:
-        raise LabError(f"the lab needs a Docker Engine: become root, or let this user use the machine's own ({error})") from error
+        raise NoEngine(f"become root, or let this user use the machine's own ({error})") from error
     try:
         found.build_image()
         yield found
