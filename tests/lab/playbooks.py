@@ -87,9 +87,9 @@ class Controller:
         )
         return Run(done.returncode, done.stdout + done.stderr, self.folder)
 
-    def doc(self, name: str) -> Run:
-        """What ``ansible-doc`` shows of a module."""
-        command = [sys.executable, "-m", "ansible", "doc", name]
+    def doc(self, *names: str) -> Run:
+        """What ``ansible-doc`` shows of modules."""
+        command = [sys.executable, "-m", "ansible", "doc", *names]
         done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)
         return Run(done.returncode, done.stdout + done.stderr, self.folder)
 

@@ -28,6 +28,15 @@ QUANTITIES = {
     "swap": Quantity(parse_mebibytes, Mebibytes(0), Mebibytes(1 << 30), lifts=(DEFAULT,)),
 }
 """How each is written, and the API's bounds for it. A ``cpulimit`` of less than 0.01 is a quota that kernels refuse; memory has no highest value there."""
+OPTIONS: dict[str, t.Any] = dict(
+    node=dict(type="str"),
+    **{key: dict(type="str", aliases=["cpu"] if key == "cores" else []) for key in RESOURCES},
+    memory_max=dict(type="str"),
+    node_reserve=dict(type="str", default="1GiB"),
+    allow_overcommit=dict(type="bool", default=False),
+    allow_below_usage=dict(type="bool", default=False),
+)
+"""The options that set them, and those that guard them."""
 UNSET_MEMORY = Mebibytes(512)
 """What a container has whose configuration names no memory."""
 SHARES_OF_VERSION_2 = 10_000
@@ -136,6 +145,8 @@ def wish(request: t.Any, now: Guest) -> dict[str, t.Any]:
 def guard(now: Guest, before: Values, after: Values, request: t.Any) -> None:
     """Refuse what Proxmox VE would refuse, ignore, or carry out to the container's harm."""
     what = f"will not change {now.name}"
+    if not after:
+        return
     if now.template:
         raise Refused(what, why="it is a template, and its copies would inherit the change", fix="Name a container.")
     if now.lock:
@@ -184,6 +195,17 @@ def _guard_usage(now: Guest, before: Values, after: Values, allowed: bool) -> No
         why=f"it is using {Mebibytes(used)}, without what it shares, and the kernel kills processes where it cannot make room",
         fix=f"Choose at least {Mebibytes(int(used * HEADROOM) + 1)}, free memory in the container first, or set allow_below_usage=true.",
     )
+
+
+def parts(before: Values, after: Values) -> list[Values]:
+    """What is written at once: the values of each request.
+
+    Less memory may fail, and the CPU settings of the same request would stay live then, so it goes first and alone.
+    """
+    memory = {key: value for key, value in after.items() if key in ("memory", "swap")}
+    less = any(value == DEFAULT or (before[key] != DEFAULT and value < before[key]) for key, value in memory.items())
+    rest = {key: value for key, value in after.items() if key not in memory}
+    return [part for part in ((memory, rest) if less else ({**rest, **memory},)) if part]
 
 
 def way_back(now: Guest, before: Values) -> tuple[Values, str]:

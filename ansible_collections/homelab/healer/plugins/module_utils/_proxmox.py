@@ -62,6 +62,7 @@ CREDENTIALS: dict[str, t.Any] = dict(required_one_of=[("api_password", "api_toke
 """What the connection's options need of each other, for ``AnsibleModule``."""
 WAIT: dict[str, t.Any] = dict(wait_lock=dict(type="float", default=30.0))
 """The option of every module that changes a container."""
+TARGETS: dict[str, t.Any] = dict(vmid=dict(type="list", elements="int", required=True, aliases=["lxc_id"]))
 READS_AT_ONCE = 8
 POLL_FIRST, POLL_MOST = 0.1, 1.0
 """Seconds between two looks at a task or a lock: short tasks are told soon, long ones do not keep the node busy."""

@@ -190,10 +190,32 @@ containers:
           description: Why, as a sentence.
           type: str
 nodes:
-  description: The nodes that have these containers, by name, in MiB. V(null) is what the token may not see.
+  description: The nodes that have these containers. V(null) is what the token may not see.
   returned: success
-  type: dict
-  contains: {}
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The name.
+      type: str
+    cpus:
+      description: How many CPUs it has.
+      type: int
+    memory:
+      description: Its memory, in MiB.
+      type: int
+    available:
+      description: What it could give away now, in MiB.
+      type: int
+    committed:
+      description: The sum of the memory limits of its running guests, QEMU included, in MiB.
+      type: int
+    whole:
+      description: Whether the token sees all guests. If not, some may be missing from the sum.
+      type: bool
+    cgroup_version:
+      description: V(1) or V(2), or empty where it is not told.
+      type: str
 """
 
 import time
@@ -205,11 +227,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CRE
 from ansible_collections.homelab.healer.plugins.module_utils._rightsize import recommend
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import at_most_a_day
-from ansible_collections.homelab.healer.plugins.module_utils._snapshots import History, obstacles
-
-PRESSURE = tuple(f"{what}_{how}" for what in ("cpu", "io", "memory") for how in ("some", "full"))
-NEVER = 7 * 86400
-"""Seconds that stand for never, so that a number can be compared with."""
+from ansible_collections.homelab.healer.plugins.module_utils._usage import growth, listed_snapshots, usage
 
 
 @dataclass(frozen=True)
@@ -230,65 +248,22 @@ def report(client: Cluster, request: Request) -> dict[str, t.Any]:
     time.sleep(request.sample)
     last, seconds = (client.statuses(guests) if request.sample else first), time.monotonic() - began
     listed = {int(entry["vmid"]): entry for entry in (client.resources() if request.sample else known) if entry["type"] == "lxc"}
-    told = [_told(guest, last[guest.key], listed.get(guest.key, {})) for guest in guests]
+    told = [usage(guest, last[guest.key], listed.get(guest.key, {})) for guest in guests]
     for guest, facts in zip(guests, told):
-        facts.update(_growth(first[guest.key], last[guest.key], seconds if request.sample else 0))
+        facts.update(growth(first[guest.key], last[guest.key], seconds if request.sample else 0))
         if "recommendation" in wanted:
             facts["recommendation"] = _recommended(client, guest, facts)
     if "snapshots" in wanted:
         histories = {history.key: history for history in client.histories([guest.key for guest in guests], making=True)}
-        told = [{**facts, **_snapshots(histories[facts["vmid"]])} for facts in told]
-    return dict(containers=told, nodes={guest.node.name: asdict(guest.node) for guest in guests})
-
-
-def _told(guest: Guest, status: t.Mapping[str, t.Any], listed: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    running, cpus = status["status"] == "running", float(status["cpus"])
-    used = max(0.0, float(listed.get("cpu") or 0) * float(listed.get("maxcpu") or cpus)) if running else 0.0
-    pressure = {name: status.get(f"pressure{name.replace('_', '')}") for name in PRESSURE}
-    return dict(
-        vmid=guest.key,
-        name=guest.hostname,
-        node=guest.node.name,
-        status=status["status"],
-        pid=int(status["pid"]) if running and status.get("pid") else None,
-        uptime=int(status["uptime"]),
-        lock=guest.lock,
-        tags=[tag for tag in str(guest.config.get("tags") or "").split(";") if tag],
-        limits=guest.limits,
-        pending=guest.pending,
-        raw=list(guest.raw),
-        cpus=cpus,
-        cpu_used=round(used, 3),
-        cpu_share=round(used / cpus, 3) if cpus else 0.0,
-        memory_used=int(status["mem"]) >> 20,
-        memory_share=round(int(status["mem"]) / int(status["maxmem"]), 3) if status["maxmem"] else 0.0,
-        swap_used=int(status.get("swap") or 0) >> 20,
-        disk_used=int(status.get("disk") or 0) >> 20,
-        disk=int(status.get("maxdisk") or 0) >> 20,
-        pressure={name: float(value) for name, value in pressure.items() if value is not None} or None,
-    )
-
-
-def _growth(first: t.Mapping[str, t.Any], last: t.Mapping[str, t.Any], seconds: float) -> dict[str, t.Any]:
-    """How fast the memory in use grows, and when it is full; nothing where it was restarted in between."""
-    if not seconds or first.get("pid") != last.get("pid") or last["status"] != "running":
-        return dict(memory_growth=None, memory_full_in=None)
-    rate = (int(last["mem"]) - int(first["mem"])) / seconds  # bytes a second
-    left = max(0, int(last["maxmem"]) - int(last["mem"]))
-    return dict(memory_growth=round(rate * 60 / (1 << 20), 2), memory_full_in=min(NEVER, int(left / rate)) if rate > 0 else NEVER)
+        told = [{**facts, **listed_snapshots(histories[facts["vmid"]])} for facts in told]
+    nodes = {guest.node.name: asdict(guest.node) for guest in guests}
+    return dict(containers=told, nodes=[nodes[name] for name in sorted(nodes)])
 
 
 def _recommended(client: Cluster, guest: Guest, facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     limit, pressure = int(guest.limits["memory"]), (facts["pressure"] or {}).get("memory_some")
     highest = guest.node.memory
     return recommend(client.series(guest), now=client.now(), limit=limit, used=facts["memory_used"], pressure=pressure, highest=highest).as_dict()
-
-
-def _snapshots(history: History) -> dict[str, t.Any]:
-    told = [
-        dict(name=one.name, taken=one.taken, own=bool(one.mark), incomplete=one.incomplete, description=one.description.strip()) for one in history.snapshots
-    ]
-    return dict(snapshots=told, no_snapshots=obstacles(history))
 
 
 ARGUMENTS = dict(

@@ -184,7 +184,7 @@ from dataclasses import dataclass, field
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, plan_each
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotConverged, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._guests import Guest, need, unlock
-from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, WAIT, Cluster, Task, connect
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 
 
@@ -315,7 +315,7 @@ ARGUMENTS = dict(
     argument_spec=dict(
         OPTIONS,
         **WAIT,
-        vmid=dict(type="list", elements="int", required=True, aliases=["lxc_id"]),
+        **TARGETS,
         state=dict(type="str", choices=["started", "stopped", "restarted"], required=True),
         timeout=dict(type="int", default=60),
         force=dict(type="bool", default=False),

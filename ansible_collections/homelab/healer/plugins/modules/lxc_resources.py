@@ -277,19 +277,10 @@ results:
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, Change, Step, Values, plan_each
-from ansible_collections.homelab.healer.plugins.module_utils._guests import (
-    QUANTITIES,
-    RESOURCES,
-    Guest,
-    difference,
-    guard,
-    notes,
-    way_back,
-    wish,
-    within_capacity,
-)
-from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, WAIT, Cluster, connect
+from ansible_collections.homelab.healer.plugins.module_utils import _guests
+from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, Values, plan_each
+from ansible_collections.homelab.healer.plugins.module_utils._guests import QUANTITIES, Guest
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import parse_mebibytes
 
@@ -336,49 +327,22 @@ def observe(client: Cluster, request: Request) -> list[Guest]:
 
 def plan(request: Request, now: t.Sequence[Guest]) -> dict[t.Any, Change]:
     """A change for each container; refuses when a node has no room for all of them together."""
-    return within_capacity(request, now, plan_each(now, lambda guest: plan_one(request, guest)))
+    return _guests.within_capacity(request, now, plan_each(now, lambda guest: plan_one(request, guest)))
 
 
 def plan_one(request: Request, now: Guest) -> Change:
     """What one container lacks of the request."""
-    before, after = difference(now, wish(request, now))
-    if after:
-        guard(now, before, after, request)
-    undo, reversibility = way_back(now, before)
-    return Change(
-        before,
-        after,
-        steps=tuple(SetResources(now, {key: before[key] for key in part}, part) for part in _parts(before, after)),
-        undo=undo,
-        reversibility=reversibility,
-        notes=notes(now, after),
-        facts=dict(node=now.node.name, applied=dict.fromkeys(after, "live" if now.running else "next_start")),
-    )
-
-
-def _parts(before: Values, after: Values) -> list[Values]:
-    """What is written at once. Less memory may fail, and the CPU settings of the same request would stay live then, so it goes first and alone."""
-    memory = {key: value for key, value in after.items() if key in ("memory", "swap")}
-    less = any(value == DEFAULT or (before[key] != DEFAULT and value < before[key]) for key, value in memory.items())
-    rest = {key: value for key, value in after.items() if key not in memory}
-    return [part for part in ((memory, rest) if less else ({**rest, **memory},)) if part]
+    before, after = _guests.difference(now, _guests.wish(request, now))
+    _guests.guard(now, before, after, request)
+    steps = tuple(SetResources(now, {key: before[key] for key in part}, part) for part in _guests.parts(before, after))
+    facts = dict(node=now.node.name, applied=dict.fromkeys(after, "live" if now.running else "next_start"))
+    return Change(before, after, steps, *_guests.way_back(now, before), notes=_guests.notes(now, after), facts=facts)
 
 
 MODULE = Module(Request, connect, observe, plan, target="vmid", quantities=QUANTITIES)
 ARGUMENTS = dict(
-    argument_spec=dict(
-        OPTIONS,
-        **WAIT,
-        vmid=dict(type="list", elements="int", required=True, aliases=["lxc_id"]),
-        node=dict(type="str"),
-        **{key: dict(type="str", aliases=["cpu"] if key == "cores" else []) for key in RESOURCES},
-        memory_max=dict(type="str"),
-        node_reserve=dict(type="str", default="1GiB"),
-        allow_overcommit=dict(type="bool", default=False),
-        allow_below_usage=dict(type="bool", default=False),
-        **change_options(parallel=4),
-    ),
-    **{**CREDENTIALS, "required_one_of": [*CREDENTIALS["required_one_of"], RESOURCES]},
+    argument_spec=dict(OPTIONS, **WAIT, **TARGETS, **_guests.OPTIONS, **change_options(parallel=4)),
+    **{**CREDENTIALS, "required_one_of": [*CREDENTIALS["required_one_of"], _guests.RESOURCES]},
 )
 
 

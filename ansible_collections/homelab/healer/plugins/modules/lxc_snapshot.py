@@ -257,7 +257,7 @@ from dataclasses import dataclass, field
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, plan_each
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Invalid, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._guests import need, unlock
-from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, WAIT, Cluster, Task, connect
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import parse_span
 from ansible_collections.homelab.healer.plugins.module_utils._snapshots import (
@@ -462,7 +462,7 @@ ARGUMENTS = dict(
     argument_spec=dict(
         OPTIONS,
         **WAIT,
-        vmid=dict(type="list", elements="int", required=True, aliases=["lxc_id"]),
+        **TARGETS,
         state=dict(type="str", choices=["present", "absent", "rolled_back"], default="present"),
         name=dict(type="str", aliases=["snapname", "snapshot"]),
         prefix=dict(type="str"),
