@@ -297,19 +297,26 @@ def _on_token(sight: Sight, privileges: t.Sequence[Facts]) -> list[Facts]:
 
 def _missing(sight: Sight, area: Area, missing: t.Sequence[str]) -> Facts:
     lacking = {name: path for privilege in missing for name, path in _lacking(sight, area, privilege).items()}
-    paths = _paths(sight, area, lacking)
-    if area is NODES:
-        why = "so it cannot see what the node has, and gives no container more memory (lxc_memory, lxc_resources)"
-    elif area is STORAGES:
-        why = "so it cannot see how full storages are, why a container cannot be snapshotted, and when it was backed up last"
-    elif "VM.Audit" in missing:
-        why = "what it may not see cannot be healed"
-    else:
-        needy = [remedy.name for remedy in REMEDIES if set(missing) & {*remedy.privileges, *remedy.one_of, *(("VM.Snapshot",) if remedy.returns else ())}]
-        why = f"for {', '.join(needy)} it is needed"
+    severity, why = _consequence(area, missing)
     whose = f" for {', '.join(sorted(lacking))}" if lacking else ""
-    severity = "warning" if area is STORAGES else "problem"
-    return finding(severity, f"{sight.speaker.name} lacks {', '.join(missing)}{whose}", why, _run(grants(sight, area, paths, missing)))
+    return finding(severity, f"{sight.speaker.name} lacks {', '.join(missing)}{whose}", why, _run(grants(sight, area, _paths(sight, area, lacking), missing)))
+
+
+def _consequence(area: Area, missing: t.Sequence[str]) -> tuple[str, str]:
+    """How bad it is that these privileges of an area are missing, and what follows."""
+    if area is NODES:
+        return "problem", "so it cannot see what the node has, and gives no container more memory (lxc_memory, lxc_resources)"
+    if area is STORAGES:
+        return "warning", "so it cannot see how full storages are, why a container cannot be snapshotted, and when it was backed up last"
+    if "VM.Audit" in missing:
+        return "problem", "what it may not see cannot be healed"
+    needy = [remedy.name for remedy in REMEDIES if _needs(remedy, set(missing))]
+    return ("problem", f"so it cannot do {', '.join(needy)}") if needy else ("note", "it can do without, as VM.Snapshot lets it go back, too")
+
+
+def _needs(remedy: Remedy, missing: t.AbstractSet[str]) -> bool:
+    needed = {*remedy.privileges, *(["VM.Snapshot"] if remedy.returns else [])}
+    return bool(needed & missing) or bool(remedy.one_of and set(remedy.one_of) <= missing)
 
 
 def _run(commands: t.Sequence[str]) -> str:
@@ -499,11 +506,11 @@ def _hindrances(remedy: Remedy, now: History) -> list[str]:
     told += [f"{name} is missing" for name in remedy.privileges if name not in guest.privileges]
     if remedy.one_of and not guest.privileges & set(remedy.one_of):
         told.append(f"{' and '.join(remedy.one_of)} are missing, of which it needs one")
-    if remedy.figures and guest.node.memory is None:
+    if remedy.figures and guest.running and guest.node.memory is None:  # a stopped one uses none, so nothing is to be proved
         told.append(f"without Sys.Audit on {guest.node.name} it gets no more memory")
     unlimited = guest.limits["cores"] == DEFAULT and guest.limits["cpulimit"] == DEFAULT
     if remedy.name == "lxc_cpu" and unlimited:
-        told.append("it has no CPU limit that could be raised")
+        told.append("it has no CPU limit that could be raised; a given one (lxc_cpu_cpulimit) would hold it back")
     if remedy.name == "lxc_rollback" and all(snapshot.incomplete for snapshot in now.snapshots):
         told.append("it has no snapshot to go back to")
     return told + _no_snapshot(remedy, now)

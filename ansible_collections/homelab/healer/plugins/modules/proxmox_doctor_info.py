@@ -400,8 +400,8 @@ def _separated(client: Session) -> bool | None:
 
 
 def _libraries() -> dict[str, str | None]:
-    there = {str(found.metadata["Name"]).lower(): found.version for found in distributions()}
-    return dict(python=platform.python_version(), ansible_core=ansible_core, **{name: there.get(name) for name in LIBRARIES})
+    there = {name: next((found.version for found in distributions(name=name)), None) for name in LIBRARIES}
+    return dict(python=platform.python_version(), ansible_core=ansible_core, **there)
 
 
 ARGUMENTS = dict(argument_spec=dict(OPTIONS, vmid=dict(type="list", elements="int", aliases=["lxc_id"])), **CREDENTIALS)
