@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lxc_info
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: What Proxmox LXC containers may use, use, and should have
 description:
   - Tells of each container its configuration, what is in effect and what waits for a restart, its usage, and where the release has it its pressure.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lxc_power
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: Start, stop and restart Proxmox LXC containers, and wait until it is so
 description:
   - Starts, shuts down or restarts containers and waits until they are as wanted. What a failed task said is what the error says.

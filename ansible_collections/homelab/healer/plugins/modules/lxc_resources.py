@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lxc_resources
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: Change the CPU, memory and swap of Proxmox LXC containers while they run
 description:
   - Sets cores, CPU limit and weight, memory and swap of containers, without restarting any of them. Only what differs is sent, and only if the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lxc_snapshot
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: Make, remove and go back to snapshots of Proxmox LXC containers
 description:
   - Makes snapshots, removes them, or takes containers back to one, and waits for the task that does it. What a failed task said is what the error says.
