@@ -503,6 +503,8 @@ def test_old_releases_and_old_cgroups_measure_no_pressure() -> None:
 
 def test_no_such_note_where_pressure_is_measured(pve: Proxmox) -> None:
     assert not any("waits for memory" in finding["what"] for finding in doctor(pve)["findings"])
+    later = _doctor.Sight({"release": "10.1", "version": "10.1.1"}, _doctor.Speaker("healer@pve"), (), {}, None)
+    assert not any("waits for memory" in finding["what"] for finding in _doctor.examine(later)["findings"])
 
 
 @pytest.mark.parametrize(

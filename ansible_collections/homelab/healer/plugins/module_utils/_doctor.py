@@ -23,6 +23,8 @@ FULL = 90.0
 """Per cent from which on a storage is full; above it lxc_snapshot makes no more snapshots, if it is not told otherwise."""
 OLD_BACKUP = 7 * 86400
 """Seconds after which a backup is old."""
+PRESSURE_SINCE = 9
+"""The first release that tells who waits for memory or CPU."""
 SEVERITIES = ("problem", "warning", "note")
 LOCKED_BY_SNAPSHOTS = ("snapshot", "snapshot-delete")
 LOWEST = {"proxmoxer": (2, 2), "docker": (7, 0)}
@@ -290,8 +292,8 @@ def _on_token(sight: Sight, privileges: t.Sequence[Facts]) -> list[Facts]:
         told.append(finding("warning", f"{speaker.name} may do more than it needs", why, f"Take {', '.join(much)} out of its role, and of its user's."))
     if speaker.separated is False:
         why = "it has all rights of its user, also those that the user is given later"
-        command = f"pveum user token modify {speaker.user} {speaker.token} --privsep 1"
-        told.append(finding("warning", f"{speaker.name} has no privilege separation", why, f"{_run([command])}, after it has got rights of its own."))
+        fix = f"Give it rights of its own, then run on a node: pveum user token modify {speaker.user} {speaker.token} --privsep 1"
+        told.append(finding("warning", f"{speaker.name} has no privilege separation", why, fix))
     return told
 
 
@@ -355,7 +357,7 @@ def _on_nodes(sight: Sight, nodes: t.Sequence[Facts]) -> list[Facts]:
         if node["cgroup_version"] == "1":
             why = "it has cgroup v1, which measures no pressure, so lxc_memory and lxc_cpu judge by the use alone"
             told.append(finding("note", f"{node['name']} does not tell who waits for memory or CPU", why, "Boot it with cgroup v2, the default since 7.0."))
-    if sight.version["release"] < "9":
+    if int(str(sight.version["release"]).partition(".")[0]) < PRESSURE_SINCE:
         why = f"Proxmox VE {sight.version['release']} does not tell it, so lxc_memory and lxc_cpu judge by the use alone"
         told.append(finding("note", "the cluster does not tell who waits for memory or CPU", why, "From Proxmox VE 9 on it does."))
     machines = _counts(sight.known)["qemu"]
