@@ -92,6 +92,11 @@ def info(pve: Proxmox, vmid: int, **options: object) -> dict[str, object]:
 def test_info_tells_what_is_used_and_how_it_grows(pve: Proxmox) -> None:
     everything = read(lxc_info, **pve.options_for("healer@pve!healer"))
     assert [facts["vmid"] for facts in everything["containers"]] == [200, 201, 202, 203]
+    pve.set_node("pve2", online=False)
+    told = read(lxc_info, **pve.options_for("healer@pve!healer"))["containers"]
+    assert [facts["node"] for facts in told] == ["pve1"] * len(told)
+    assert 200 in [facts["vmid"] for facts in told]
+    pve.set_node("pve2", online=True)
     assert [node["memory"] for node in everything["nodes"]] == [16384, 16384]
     pve.set_guest(200, memory=8192, workload={"memory": 1000, "growth": 0})
     pve.advance(20)

@@ -287,6 +287,13 @@ def test_the_node_has_room_for_all_of_them_together(pve: Proxmox, resources: Cal
     assert result["capacity"]["committed_after"] == result["capacity"]["committed"] + 1000
 
 
+def test_what_was_given_a_moment_ago_counts_in_the_sum(pve: Proxmox, resources: Caller) -> None:
+    pve.set_node("pve1", memory=8 * GIB, used=GIB)
+    committed = resources(vmid=[200], memory="+100m", check=True)["results"][0]["capacity"]["committed"]
+    resources(vmid=[202], memory="+1g", allow_overcommit=True)
+    assert resources(vmid=[200], memory="+100m", check=True, allow_overcommit=True)["results"][0]["capacity"]["committed"] == committed + GIB
+
+
 def test_machines_count_in_the_sum(pve: Proxmox, resources: Caller) -> None:
     before = resources(vmid=[200], memory="2100", check=True)["results"][0]["capacity"]["committed"]
     pve.add_guest(101, node="pve1", kind="qemu", status="running", config={"memory": 3000, "name": "vm"})

@@ -269,14 +269,20 @@ class Cluster:
         names = sorted({entry["node"] for entry in found})
         self._rules()  # before several threads ask for them
         with ThreadPoolExecutor(READS_AT_ONCE) as workers:
-            nodes = dict(zip(names, workers.map(lambda name: self._node(name, known), names)))
-            live = {int(entry["vmid"]): entry for entries in workers.map(self._running, names) for entry in entries}
+            lists = dict(zip(names, workers.map(self._listed, names)))
+            nodes = dict(zip(names, workers.map(lambda name: self._node(name, known, lists[name]), names)))
+            live = {int(entry["vmid"]): entry for entries in lists.values() for entry in entries}
             return list(workers.map(lambda entry: self._guest(entry, nodes[entry["node"]], live), found))
 
     def _placed(self, known: t.Sequence[t.Mapping[str, t.Any]], vmids: t.Sequence[int] | None, node: str | None) -> list[t.Mapping[str, t.Any]]:
         here = {int(entry["vmid"]): entry for entry in known if entry["type"] in ("lxc", "qemu")}
         if vmids is None:
-            return [entry for _vmid, entry in sorted(here.items()) if entry["type"] == "lxc" and not entry.get("template") and node in (None, entry["node"])]
+            up = [entry for _vmid, entry in sorted(here.items()) if entry["type"] == "lxc" and entry["node"] not in _offline(known)]
+            return [entry for entry in up if not entry.get("template") and node in (None, entry["node"])]
+        down = [vmid for vmid in vmids if vmid in here and here[vmid]["node"] in _offline(known)]
+        if down:
+            what, names = f"cannot ask about {', '.join(map(str, down))}", ", ".join(sorted({here[vmid]["node"] for vmid in down}))
+            raise Unreachable(what, why=f"the cluster says that {names} is offline", fix="Bring the node back first.")
         found, errors = [], {}
         for vmid in dict.fromkeys(vmids):
             try:
@@ -298,13 +304,15 @@ class Cluster:
             raise NotFound(f"{what} on {node}", why=f"it is on {entry['node']}", fix="Leave node out, and it is found wherever it is.")
         return entry
 
-    def _node(self, name: str, known: t.Sequence[t.Mapping[str, t.Any]]) -> Node:
+    def _listed(self, name: str) -> list[dict[str, t.Any]]:
+        """A node's containers with their present usage."""
+        return list(self.get(f"nodes/{name}/lxc", f"cannot list the containers of {name}"))
+
+    def _node(self, name: str, known: t.Sequence[t.Mapping[str, t.Any]], listed: t.Sequence[t.Mapping[str, t.Any]]) -> Node:
         facts = next((entry for entry in known if entry["type"] == "node" and entry["node"] == name), {})
-        running = [entry for entry in known if entry["type"] in ("lxc", "qemu") and entry["node"] == name and entry.get("status") == "running"]
-        committed = sum(int(entry.get("maxmem") or 0) for entry in running) >> 20
+        machines = [entry for entry in known if entry["type"] == "qemu" and entry["node"] == name]  # the cluster's figures are ten seconds old
+        committed = sum(int(entry.get("maxmem") or 0) for entry in [*machines, *listed] if entry.get("status") == "running") >> 20
         node = Node(name, committed=committed, whole=self._sees_all(), cgroup_version=str(facts.get("cgroup-mode") or ""))
-        if facts.get("status") == "offline":
-            raise Unreachable(f"cannot ask {name} about its containers", why="the cluster says it is offline", fix="Bring the node back first.")
         try:
             status = self.get(f"nodes/{name}/status", f"cannot read the state of {name}")
         except Denied:
@@ -312,9 +320,6 @@ class Cluster:
         memory = status["memory"]
         available = memory.get("available", memory["total"] - memory["used"])
         return replace(node, cpus=int(status["cpuinfo"]["cpus"]), memory=memory["total"] >> 20, available=available >> 20)
-
-    def _running(self, name: str) -> list[dict[str, t.Any]]:
-        return list(self.get(f"nodes/{name}/lxc", f"cannot list the containers of {name}"))
 
     def _guest(self, entry: t.Mapping[str, t.Any], node: Node, live: t.Mapping[int, t.Mapping[str, t.Any]]) -> Guest:
         vmid = int(entry["vmid"])
@@ -534,6 +539,10 @@ class Cluster:
         except HealerError as error:
             return f"not readable, {error.why}"
         return " / ".join(str(line["t"]) for line in lines[-LOG_LINES:]) if isinstance(lines, list) else str(lines)
+
+
+def _offline(known: t.Sequence[t.Mapping[str, t.Any]]) -> set[str]:
+    return {str(entry["node"]) for entry in known if entry["type"] == "node" and entry.get("status") == "offline"}
 
 
 def _awaited(config: t.Mapping[str, t.Any], pending: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
