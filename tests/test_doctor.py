@@ -161,7 +161,7 @@ ON_GUESTS = {
 
 
 @pytest.mark.parametrize("name", ON_GUESTS)
-@pytest.mark.parametrize("role", ["HealerGuests", "Mine"])
+@pytest.mark.parametrize("role", ["Healer", "HealerGuests", "Mine"])
 def test_a_token_with_one_privilege_fewer_is_told_which_and_how_to_grant_it(pve: Proxmox, name: str, role: str) -> None:
     """``Mine`` is a role that the doctor does not know, so it proposes another one."""
 

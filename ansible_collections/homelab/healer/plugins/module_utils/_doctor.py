@@ -33,7 +33,7 @@ LOWEST = {"proxmoxer": (2, 2), "docker": (7, 0)}
 
 @dataclass(frozen=True)
 class Area:
-    """Privileges that are granted together: the path they are granted on, and the role that is suggested for them."""
+    """Privileges that are granted together: the path they are granted on, and the role to make for them where there is not the documented one."""
 
     path: str
     role: str
@@ -44,6 +44,8 @@ GUESTS = Area("/vms", "HealerGuests", ("VM.Audit", "VM.Config.CPU", "VM.Config.M
 NODES = Area("/nodes", "HealerNodes", ("Sys.Audit",))
 STORAGES = Area("/storage", "HealerStorage", ("Datastore.Audit",))
 AREAS = (GUESTS, NODES, STORAGES)
+ROLE, EVERY = "Healer", tuple(name for area in AREAS for name in area.privileges)
+"""The role that the documentation makes, and all its privileges."""
 READS_STORAGES = ("Datastore.Audit", "Datastore.AllocateSpace")
 TOO_MUCH = {
     "VM.Config.Options": "it can set a container's lock, protection and start at boot",
@@ -250,15 +252,15 @@ def grants(sight: Sight, area: Area, paths: t.Sequence[str], missing: t.Sequence
 
     A role is added to those of the same path and takes the place of those from above, so it gets what the token has of the area there, too.
     """
-    known = sight.roles.get(area.role)
+    role = ROLE if ROLE in sight.roles else area.role
+    known = sight.roles.get(role)
     held = {name for path in paths for name in sight.held(path)}
     wanted = [name for name in area.privileges if name in missing or (known is None and name in held)]
     lacking = [name for name in wanted if name not in (known or ())]
-    verb = f"add {area.role}" if known is None else f"modify {area.role} --append 1"
-    role = f"pveum role {verb} --privs '{' '.join(lacking)}'"
+    make = f"pveum role {f'add {role}' if known is None else f'modify {role} --append 1'} --privs '{' '.join(lacking)}'"
     speaker = sight.speaker
     whom = ([] if speaker.user == "root@pam" else [f"--users {speaker.user}"]) + ([f"--tokens '{speaker.name}'"] if speaker.token else [])
-    return [*([role] if lacking else []), *(f"pveum acl modify {path} {' '.join(whom)} --roles {area.role}" for path in paths)]
+    return [*([make] if lacking else []), *(f"pveum acl modify {path} {' '.join(whom)} --roles {role}" for path in paths)]
 
 
 def _too_much(sight: Sight) -> dict[str, list[str]]:
@@ -282,8 +284,9 @@ def _on_token(sight: Sight, privileges: t.Sequence[Facts]) -> list[Facts]:
         told.append(finding("note", f"{speaker.name} may not see all guests", why, "If that is not meant: grant VM.Audit on /vms."))
     much = _too_much(sight)
     if speaker.user == "root@pam":
-        least = Sight(sight.version, Speaker("healer@pve", "healer"), sight.known, {}, None, roles=sight.roles)
-        commands = ["pveum user add healer@pve", "pveum user token add healer@pve healer --privsep 1"]
+        least = Sight(sight.version, Speaker("healer@pve", "healer"), (), {}, None, roles={ROLE: set(EVERY), **sight.roles})
+        commands = [] if ROLE in sight.roles else [f"pveum role add {ROLE} --privs '{' '.join(EVERY)}'"]
+        commands += ["pveum user add healer@pve", "pveum user token add healer@pve healer --privsep 1"]
         commands += [command for area in AREAS for command in grants(least, area, [area.path], area.privileges)]
         why = "whoever gets hold of its secret has the whole cluster"
         told.append(finding("warning", f"{speaker.name} is the administrator's", why, _run(commands)))
