@@ -15,6 +15,7 @@ import yaml
 
 from ansible_collections.homelab.healer.plugins.filter.doctor import holders, report_lines
 from ansible_collections.homelab.healer.plugins.module_utils import _doctor
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import ask
 from ansible_collections.homelab.healer.plugins.modules import lxc_power, lxc_resources, lxc_snapshot, proxmox_doctor_info
 from tests.lab import modules
@@ -32,7 +33,7 @@ def doctor(pve: Proxmox, token: str = HEALER, **options: t.Any) -> Report:
     """What the module says; it must not have written anything, and each of its values must be as documented."""
     pve.clear()
     params = modules._validated(proxmox_doctor_info, {**pve.options_for(token), **options})
-    with proxmox_doctor_info.connect(params) as session:
+    with connect(params) as session:
         report = json.loads(json.dumps(proxmox_doctor_info.report(session, ask(proxmox_doctor_info.Request, params))))
     assert pve.writes() == []
     matches(yaml.safe_load(proxmox_doctor_info.RETURN), report)
@@ -341,7 +342,7 @@ def test_a_password_is_a_user_without_a_token(pve: Proxmox) -> None:
     options = {"api_token_id": None, "api_token_secret": None, "api_password": ROOT_PASSWORD}
     params = modules._validated(proxmox_doctor_info, {key: value for key, value in {**pve.options_for(ROOT), **options}.items() if value})
     pve.clear()
-    with proxmox_doctor_info.connect(params) as session:
+    with connect(params) as session:
         report = proxmox_doctor_info.report(session, proxmox_doctor_info.Request(None))
     assert pve.writes() == []
     assert (report["token"]["name"], report["token"]["separated"]) == ("root@pam", None)

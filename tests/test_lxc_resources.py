@@ -246,12 +246,13 @@ def test_t1_11_templates_machines_and_dead_nodes(pve: Proxmox, resources: Caller
 
 def test_t1_11_a_container_that_moves_between_plan_and_write_is_followed(pve: Proxmox, resources: Caller) -> None:
     guests = lxc_resources.MODULE.observe
-    moved = []
+    moved: list[int] = []
 
     def observe(client: t.Any, request: t.Any) -> t.Any:
         seen = guests(client, request)
         if not moved:
-            moved.append(pve.move(200, "pve2"))
+            moved.append(200)
+            pve.move(200, "pve2")
         return seen
 
     original = lxc_resources.MODULE

@@ -166,8 +166,10 @@ def backup_storages(known: t.Sequence[Entry], node: str) -> list[str]:
     )
 
 
-def addresses(interfaces: t.Iterable[Entry]) -> list[str]:
-    """The addresses of a container's network interfaces that others can reach."""
+def addresses(interfaces: t.Iterable[Entry] | None) -> list[str] | None:
+    """The addresses of a container's network interfaces that others can reach; ``None`` where they are not told."""
+    if interfaces is None:
+        return None
     reachable = [interface for interface in interfaces if interface.get("name") != "lo"]
     found = [str(interface[key]).partition("/")[0] for interface in reachable for key in ("inet", "inet6") if interface.get(key)]
     return [one for one in found if not one.lower().startswith("fe80:")]

@@ -111,21 +111,21 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Cluster]:
     if IMPORT_ERROR:
         why = missing_required_lib("proxmoxer and requests")
         raise MissingLibrary("cannot speak to Proxmox VE", why=why, fix="Install them where this module runs: pip install 'proxmoxer>=2.2' requests.")
-    host, token = params["api_host"], params["api_token_id"]
+    host, user, token = params["api_host"], params["api_user"].partition("!")[0], (params["api_token_id"] or "").rpartition("!")[2]
     what = f"cannot connect to Proxmox VE at {host}:{params['api_port']}"
     if params["api_timeout"] <= 0:
         raise Invalid(what, why="api_timeout is not above 0", fix="Give seconds, at least 30: a node may wait 10 for a lock.")
-    credentials = dict(token_name=token.rpartition("!")[2], token_value=params["api_token_secret"]) if token else dict(password=params["api_password"])
+    credentials = dict(token_name=token, token_value=params["api_token_secret"]) if token else dict(password=params["api_password"])
     with translated(what):
         api = ProxmoxAPI(
             host,
             port=params["api_port"],
-            user=params["api_user"].partition("!")[0],
+            user=user,
             verify_ssl=(params["ca_path"] or True) if params["validate_certs"] else False,
             timeout=params["api_timeout"],
             **credentials,
         )
-        cluster = Cluster(api, f"{host}:{params['api_port']}", params.get("wait_lock") or 0)
+        cluster = Cluster(api, user, token, params.get("wait_lock") or 0)
     try:
         yield cluster
     finally:
@@ -204,10 +204,13 @@ class Ended:
 
 
 class Cluster:
-    """A connected cluster. Reading is free of side effects; ``configure`` and ``carry_out`` are the two ways to write."""
+    """A connected cluster. Reading is free of side effects; ``configure`` and ``carry_out`` are the two ways to write.
 
-    def __init__(self, api: t.Any, where: str, wait_lock: float) -> None:
-        self._api, self.where, self._wait_lock = api, where, wait_lock
+    ``user`` and ``token`` (its id, or empty) are who speaks to it.
+    """
+
+    def __init__(self, api: t.Any, user: str, token: str, wait_lock: float) -> None:
+        self._api, self.user, self.token, self._wait_lock = api, user, token, wait_lock
         self._sessions: queue.LifoQueue[t.Any] = queue.LifoQueue()
         self._raw: dict[int, tuple[str, ...]] = {}
         self._written: set[int] = set()
@@ -410,6 +413,36 @@ class Cluster:
                 points += self.get(f"nodes/{guest.node.name}/lxc/{guest.key}/rrddata", what, timeframe=timeframe, cf="MAX")
         return points
 
+    def last_backup(self, guest: Guest, storages: t.Sequence[str]) -> tuple[int | None, HealerError | None]:
+        """When a container was backed up last to one of these storages, in seconds since 1970, and what kept one from being read.
+
+        It is asked for by its number: a storage shows the backups of all containers only to who may write there.
+        """
+        taken, failed = [], None
+        for storage in storages:
+            try:
+                what = f"cannot list the backups on {storage}"
+                taken += self.get(f"nodes/{guest.node.name}/storage/{storage}/content", what, content="backup", vmid=guest.key)
+            except HealerError as error:
+                failed = error
+        return max((int(entry["ctime"]) for entry in taken), default=None), failed
+
+    def interfaces(self, guest: Guest) -> list[dict[str, t.Any]] | None:
+        """The network interfaces of a container, none where it is stopped; ``None`` where they cannot be told, as by old releases."""
+        try:
+            path = f"nodes/{guest.node.name}/lxc/{guest.key}/interfaces"
+            return list(self.get(path, f"cannot read the addresses of {guest.name}") or ()) if guest.running else []
+        except HealerError:
+            return None
+
+    def separated(self) -> bool | None:
+        """Whether the token has rights of its own; ``None`` for a password, and for a token that may do no more than it needs."""
+        try:
+            path = f"access/users/{self.user}/token/{self.token}"
+            return bool(int(self.get(path, "cannot read the token")["privsep"])) if self.token else None
+        except Denied:
+            return None
+
     def wait_for_status(self, guest: Guest, wanted: str, what: str, timeout: float, since: int) -> None:
         """Wait until a container is ``running`` or ``stopped``. Raises with its start's own words where it does not get there.
 
@@ -429,11 +462,12 @@ class Cluster:
 
     def privileges(self, vmid: int) -> frozenset[str]:
         """What the token may do with a container. Where no rule is known for its path or one above, the server is asked for the path itself."""
-        for path in (f"/vms/{vmid}", "/vms", "/"):
+        own = f"/vms/{vmid}"
+        for path in (own, "/vms", "/"):
             if path in self._rules():
-                return frozenset(self._rules()[path])
-        found = self.get("access/permissions", "cannot read the token's permissions", path=f"/vms/{vmid}")
-        return frozenset(found.get(f"/vms/{vmid}", {}))
+                return frozenset(name for name, propagates in self._rules()[path].items() if path == own or int(propagates))
+        found = self.get("access/permissions", "cannot read the token's permissions", path=own)
+        return frozenset(found.get(own, {}))
 
     def _rules(self) -> dict[str, dict[str, int]]:
         if self._permissions is None:
@@ -441,7 +475,7 @@ class Cluster:
         return self._permissions
 
     def _sees_all(self) -> bool:
-        return any("VM.Audit" in self._rules().get(path, {}) for path in ("/", "/vms"))
+        return any(int(self._rules().get(path, {}).get("VM.Audit", 0)) for path in ("/", "/vms"))
 
     # What is changed
 

@@ -288,7 +288,6 @@ libraries:
   type: dict
 """
 
-import contextlib
 import platform
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -297,10 +296,9 @@ from importlib.metadata import distributions
 
 from ansible.module_utils.ansible_release import __version__ as ansible_core
 
-from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
 from ansible_collections.homelab.healer.plugins.module_utils._doctor import Sight, Speaker, addresses, backup_storages, chosen, examine
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Denied, HealerError, TimedOut, Unreachable
-from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, READS_AT_ONCE, Cluster
+from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, TimedOut, Unreachable
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, READS_AT_ONCE, Cluster, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 from ansible_collections.homelab.healer.plugins.module_utils._snapshots import History
 
@@ -314,39 +312,22 @@ class Request:
     vmid: tuple[int, ...] | None
 
 
-@dataclass(frozen=True)
-class Session:
-    """A connected cluster, and the user and the token's id that speak to it."""
-
-    cluster: Cluster
-    user: str
-    token: str
-
-
-@contextlib.contextmanager
-def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Session]:
-    """Speak to the cluster, and remember as whom: the cluster tells nobody who he is."""
-    with _proxmox.connect(params) as cluster:
-        yield Session(cluster, params["api_user"].partition("!")[0], (params["api_token_id"] or "").rpartition("!")[2])
-
-
-def report(client: Session, request: Request) -> dict[str, t.Any]:
+def report(client: Cluster, request: Request) -> dict[str, t.Any]:
     """Read all that the token may see, and tell what follows."""
-    cluster = client.cluster
-    known = cluster.resources()
-    read = [_histories(cluster, vmids) for vmids in chosen(known, request.vmid).values()]
+    known = client.resources()
+    read = [_histories(client, vmids) for vmids in chosen(known, request.vmid).values()]
     histories = sorted((history for found, _errors in read for history in found), key=lambda history: history.key)
     with ThreadPoolExecutor(READS_AT_ONCE) as workers:
-        backups = list(workers.map(lambda history: _last_backup(cluster, known, history), histories))
-        found = list(workers.map(lambda history: _addresses(cluster, history), histories))
+        backups = list(workers.map(lambda history: client.last_backup(history.guest, backup_storages(known, history.guest.node.name)), histories))
+        found = list(workers.map(lambda history: addresses(client.interfaces(history.guest)), histories))
     keys = [history.key for history in histories]
     return examine(
         Sight(
-            version=cluster.get("version", "cannot read the cluster's version"),
-            speaker=Speaker(client.user, client.token, _separated(client)),
+            version=client.get("version", "cannot read the cluster's version"),
+            speaker=Speaker(client.user, client.token, client.separated()),
             known=known,
-            rules=cluster.get("access/permissions", "cannot read the token's permissions"),
-            roles={role["roleid"]: set(str(role.get("privs") or "").split(",")) for role in cluster.get("access/roles", "cannot list the roles")},
+            rules=client.get("access/permissions", "cannot read the token's permissions"),
+            roles={role["roleid"]: set(str(role.get("privs") or "").split(",")) for role in client.get("access/roles", "cannot list the roles")},
             asked=request.vmid,
             histories=histories,
             unread=[error for _found, errors in read for error in errors],
@@ -367,36 +348,6 @@ def _histories(cluster: Cluster, vmids: t.Sequence[int]) -> tuple[list[History],
             return [], [error]
     alone = [_histories(cluster, [vmid]) for vmid in vmids]
     return [history for found, _errors in alone for history in found], [error for _found, errors in alone for error in errors]
-
-
-def _last_backup(cluster: Cluster, known: t.Sequence[t.Mapping[str, t.Any]], history: History) -> tuple[int | None, HealerError | None]:
-    """When a container was backed up last, in seconds since 1970. Its own are shown to who may see the storage, all of them only to who may write there."""
-    node, taken, failed = history.guest.node.name, [], None
-    for storage in backup_storages(known, node):
-        try:
-            what = f"cannot list the backups on {storage}"
-            taken += cluster.get(f"nodes/{node}/storage/{storage}/content", what, content="backup", vmid=history.key)
-        except HealerError as error:
-            failed = error
-    return max((int(entry["ctime"]) for entry in taken), default=None), failed
-
-
-def _addresses(cluster: Cluster, history: History) -> list[str] | None:
-    """Where others can reach a container."""
-    path = f"nodes/{history.guest.node.name}/lxc/{history.key}/interfaces"
-    try:
-        return addresses(cluster.get(path, f"cannot read the addresses of {history.name}") or ()) if history.guest.running else []
-    except HealerError:  # old releases do not tell them
-        return None
-
-
-def _separated(client: Session) -> bool | None:
-    """Whether a token has rights of its own; a token that may do no more than it needs is not told that."""
-    path = f"access/users/{client.user}/token/{client.token}"
-    try:
-        return bool(int(client.cluster.get(path, "cannot read the token")["privsep"])) if client.token else None
-    except Denied:
-        return None
 
 
 def _libraries() -> dict[str, str | None]:
