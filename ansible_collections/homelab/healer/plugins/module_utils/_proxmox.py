@@ -245,16 +245,16 @@ class Cluster:
         """The time by the node's clock, in seconds, good to a second."""
         return time.time() + self._ahead
 
-    def ask(self, method: str, path: str, what: str, /, **params: t.Any) -> t.Any:
+    def ask(self, method: str, where: str, what: str, /, **params: t.Any) -> t.Any:
         """One request; ``what`` is what its failure could not do. Returns its data."""
         with self._session() as session, translated(what, writing=method != "get"):
-            resource = self._api(path.strip("/"))
+            resource = self._api(where.strip("/"))
             resource._store = {**resource._store, "session": session}
             return getattr(resource, method)(**params)
 
-    def get(self, path: str, what: str, /, **params: t.Any) -> t.Any:
+    def get(self, where: str, what: str, /, **params: t.Any) -> t.Any:
         """Read what is at a path below the API's root; ``what`` is what a failure could not do."""
-        return self.ask("get", path, what, **params)
+        return self.ask("get", where, what, **params)
 
     # What there is
 

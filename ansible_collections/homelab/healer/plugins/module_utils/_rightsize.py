@@ -113,7 +113,7 @@ class _History:
 
     def with_margin(self, share: float) -> float:
         """The smallest daily peak that this share of them, by weight, does not exceed, and the margin."""
-        rest = share * sum(weight for _, weight in self.weighted)
+        rest = share * sum(weight for _peak, weight in self.weighted)
         for peak, weight in self.weighted:
             rest -= weight
             if rest <= 0:

@@ -213,7 +213,7 @@ def test_clipped_use_has_no_upper_bound() -> None:
 def test_an_answered_limit_does_not_make_the_size_run_away() -> None:
     """Setting what is recommended, again and again, with the old samples still in the latest day, ends."""
     limit, points = 512, series(flat(510), limit=flat(512))
-    for _ in range(5):
+    for _step in range(5):
         answer = recommend(points, now=NOW, limit=limit, used=510)
         limit = answer.memory or limit
     assert limit == 640
