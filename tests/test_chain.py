@@ -155,7 +155,9 @@ def test_limits_as_a_single_command(docker: Engine, controller: Controller) -> N
     assert "one of the following is required" in run.record["why"]
 
 
-@pytest.mark.parametrize("playbook", sorted(path.stem for path in (COLLECTION / "playbooks").glob("*.yml")))
+@pytest.mark.parametrize(
+    "playbook", sorted(path.stem for path in (COLLECTION / "playbooks").glob("*.yml") if "  hosts: docker\n" in path.read_text() and path.stem != "doctor")
+)
 def test_every_playbook_in_check_mode_behind_a_wire_that_refuses_writes(own_docker: OwnEngine, tmp_path: Path, playbook: str) -> None:
     own_docker.run("burner", BURN)
     with wire(own_docker.folder, own_docker.docker_host) as line:

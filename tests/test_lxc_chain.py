@@ -6,7 +6,7 @@ import typing as t
 
 import pytest
 
-from tests.lab.playbooks import Controller, Run
+from tests.lab.playbooks import COLLECTION, Controller, Run
 from tests.lab.proxmox.client import Proxmox
 
 QUICK: dict[str, t.Any] = {"lxc_memory_sample": 0.2, "lxc_memory_pause": 0, "lxc_memory_looks": 3, "lxc_memory_needed": 2, "lxc_memory_level": 60}
@@ -146,17 +146,23 @@ def test_the_single_commands(pve: Proxmox, pve_controller: Controller) -> None:
     assert pve.guest(201)["started"] != started
 
 
-@pytest.mark.parametrize(
-    ("playbook", "variables"),
-    [
-        ("heal_lxc_memory", {**QUICK, "vmid": 200, "memory": 4096}),
-        ("heal_lxc_cpu", {**CPU, "vmid": 201, "cpulimit": 0.05}),
-        ("lxc_resources", {"vmid": 201, "memory": 900, "cores": 2}),
-        ("restart_lxc", {"vmid": 201}),
-        ("snapshot", {"vmid": 201}),
-        ("rollback", {"vmid": 201, "snapshot": "before", "allow_data_loss": True}),
-    ],
-)
+CHECKED: dict[str, dict[str, t.Any]] = {
+    "heal_lxc_memory": {**QUICK, "vmid": 200, "memory": 4096},
+    "heal_lxc_cpu": {**CPU, "vmid": 201, "cpulimit": 0.05},
+    "lxc_resources": {"vmid": 201, "memory": 900, "cores": 2},
+    "restart_lxc": {"vmid": 201},
+    "snapshot": {"vmid": 201},
+    "rollback": {"vmid": 201, "snapshot": "before", "allow_data_loss": True},
+}
+"""Every playbook that changes a container, and variables with which it would."""
+
+
+def test_every_playbook_is_checked() -> None:
+    ours = {path.stem for path in (COLLECTION / "playbooks").glob("*.yml") if "  hosts: proxmox\n" in path.read_text()}
+    assert ours - {"doctor"} == set(CHECKED)
+
+
+@pytest.mark.parametrize(("playbook", "variables"), CHECKED.items())
 def test_check_mode_writes_nothing_even_where_nobody_may_write(pve: Proxmox, pve_controller: Controller, playbook: str, variables: dict[str, t.Any]) -> None:
     pve.set_guest(201, snapshots={"before": {"snaptime": 1_790_000_000, "config": {"memory": 512}}}, workload={"cpu": 0.5})
     pve.advance(30)

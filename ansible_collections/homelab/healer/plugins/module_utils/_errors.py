@@ -15,17 +15,19 @@ import typing as t
 class HealerError(Exception):
     """A failure told to a person as ``{what}: {why}. {fix}`` and to a program as a code.
 
-    ``uncertain`` is true when a write was sent and its reply was lost, so that nobody can say whether it happened.
+    ``uncertain`` is true when a write was sent and its reply was lost, so that nobody can say whether it happened before somebody looks;
+    ``underway`` when the server may still be at it, so that no look can say how it ends.
     """
 
     code = ""
     retryable = False
 
-    def __init__(self, what: str, *, why: str, fix: str, uncertain: bool = False) -> None:
+    def __init__(self, what: str, *, why: str, fix: str, uncertain: bool = False, underway: bool = False) -> None:
         self.what = what
         self.why = why.rstrip(".\n ")
         self.fix = fix
-        self.uncertain = uncertain
+        self.uncertain = uncertain or underway
+        self.underway = underway
         super().__init__(f"{what}: {self.why}. {fix}")
 
     def as_dict(self) -> dict[str, t.Any]:

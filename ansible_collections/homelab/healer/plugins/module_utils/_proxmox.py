@@ -70,6 +70,8 @@ LOG_LINES = 5
 """How many of a failed task's last log lines an error carries."""
 FOUND_LATER = 3.0
 """Seconds in which a task may appear whose request got no answer."""
+UNHEARD = 30.0
+"""Seconds for which what has begun is followed although nobody answers, as while the node's API is restarted."""
 
 LOCKED = "CT is locked"
 BUSY = "got timeout"
@@ -214,6 +216,7 @@ class Cluster:
         self._sessions: queue.LifoQueue[t.Any] = queue.LifoQueue()
         self._raw: dict[int, tuple[str, ...]] = {}
         self._written: set[int] = set()
+        self._begun: set[str] = set()
         self._permissions: dict[str, dict[str, int]] | None = None
         self._ahead = 0.0
 
@@ -253,8 +256,12 @@ class Cluster:
             return getattr(resource, method)(**params)
 
     def get(self, where: str, what: str, /, **params: t.Any) -> t.Any:
-        """Read what is at a path below the API's root; ``what`` is what a failure could not do."""
-        return self.ask("get", where, what, **params)
+        """Read what is at a path below the API's root; ``what`` is what a failure could not do. An answer that was lost is asked for once more."""
+        try:
+            return self.ask("get", where, what, **params)
+        except Unreachable:
+            time.sleep(POLL_FIRST)
+            return self.ask("get", where, what, **params)
 
     # What there is
 
@@ -449,14 +456,16 @@ class Cluster:
         ``since`` is the moment, by the node's clock, from which on a failed start counts.
         """
         until, pause = time.monotonic() + timeout, POLL_FIRST
-        while self.status(guest)["status"] != wanted:
-            starts = [task for task in self.tasks(guest, "vzstart") if int(task["starttime"]) >= since] if wanted == "running" else []
+        where = f"nodes/{guest.node.name}/lxc/{guest.key}/status/current"
+        while self._follow(lambda: self.get(where, f"{what}: cannot follow its status"), until)["status"] != wanted:
+            started = self._follow(lambda: self.tasks(guest, "vzstart"), until) if wanted == "running" else []
+            starts = [task for task in started if int(task["starttime"]) >= since]
             failed = next((task for task in starts if task["status"] not in ("RUNNING", "OK") and not str(task["status"]).startswith("WARNINGS")), None)
             if failed:
                 why = f"{failed['status']} (task {failed['upid']}; its log ends: {self._tail(guest.node.name, str(failed['upid']))})"
                 raise TaskFailed(what, why=why, fix=f"See why it does not start: pct start {guest.key} --debug on {guest.node.name}.")
             if time.monotonic() > until:
-                raise TimedOut(what, why=f"it is not {wanted} after {timeout:g} s", fix="Look at its tasks; a longer timeout waits longer.", uncertain=True)
+                raise TimedOut(what, why=f"it is not {wanted} after {timeout:g} s", fix="Look at its tasks; a longer timeout waits longer.", underway=True)
             time.sleep(pause)
             pause = min(POLL_MOST, 2 * pause)
 
@@ -520,6 +529,7 @@ class Cluster:
                 upid = self._late(guest, task.kind, began)
                 if upid is None:
                     raise
+            self._begun.add(str(upid))
             try:
                 return self.wait(str(upid), what, timeout)
             except Conflict as error:
@@ -529,18 +539,19 @@ class Cluster:
                 pause = min(POLL_MOST, 2 * pause)
 
     def _late(self, guest: Guest, kind: str, began: float) -> str | None:
-        """The task that a request without an answer started, or ``None`` where none appears."""
-        until = time.monotonic() + FOUND_LATER
+        """The task that a request without an answer started, or ``None`` where none appears: neither one known before, nor somebody else's."""
+        until, own = time.monotonic() + FOUND_LATER, f"{self.user}!{self.token}" if self.token else self.user
         while time.monotonic() < until:
             with contextlib.suppress(HealerError):
-                tasks = self.tasks(guest, kind)
-                if tasks and int(tasks[0]["starttime"]) >= int(began):
-                    return str(tasks[0]["upid"])
+                for task in self.tasks(guest, kind):
+                    upid = str(task["upid"])
+                    if int(task["starttime"]) >= int(began) and upid not in self._begun and upid.split(":")[7] == own:
+                        return upid
             time.sleep(POLL_MOST / 2)
         return None
 
     def tasks(self, guest: Guest, kind: str) -> list[dict[str, t.Any]]:
-        """This token's tasks of one type on a container, the newest first, those that run included."""
+        """The tasks of one type on a container that the token may see, the newest first, those that run included: its own, with Sys.Audit all."""
         params = dict(vmid=guest.key, typefilter=kind, source="all", limit=50)
         found = self.get(f"nodes/{guest.node.name}/tasks", f"cannot list the tasks of {guest.name}", **params)
         return sorted(found, key=lambda task: int(task["starttime"]), reverse=True)
@@ -550,12 +561,12 @@ class Cluster:
         node = upid.split(":")[1]
         until, pause = time.monotonic() + timeout, POLL_FIRST
         while True:
-            status = self.get(f"nodes/{node}/tasks/{upid}/status", f"{what}: cannot follow its task {upid}")
+            status = self._follow(lambda: self.get(f"nodes/{node}/tasks/{upid}/status", f"{what}: cannot follow its task {upid}"), until)
             if status["status"] != "running":
                 break
             if time.monotonic() > until:
                 why = f"its task {upid} still runs after {timeout:g} s; its log ends: {self._tail(node, upid)}"
-                raise TimedOut(what, why=why, fix="Look at the task in the node's list; a longer timeout waits longer.", uncertain=True)
+                raise TimedOut(what, why=why, fix="Look at the task in the node's list; a longer timeout waits longer.", underway=True)
             time.sleep(pause)
             pause = min(POLL_MOST, 2 * pause)
         end = str(status.get("exitstatus", ""))
@@ -566,6 +577,17 @@ class Cluster:
             return Ended(upid, (f"its task ended with {end.lower()}: {tail}",))
         error = refusal(what, 500, end)
         raise type(error)(what, why=f"{end} (task {upid}; its log ends: {tail})", fix=error.fix)
+
+    def _follow(self, look: t.Callable[[], t.Any], until: float) -> t.Any:
+        """Look at what has begun, and again where that fails: it goes on all the same, and only its end tells what became of it."""
+        until = min(until, time.monotonic() + UNHEARD)
+        while True:
+            try:
+                return look()
+            except HealerError as error:
+                if time.monotonic() > until:
+                    raise type(error)(error.what, why=error.why, fix=f"Look at its tasks, which may still run. {error.fix}", underway=True) from error
+                time.sleep(POLL_MOST)
 
     def _tail(self, node: str, upid: str) -> str:
         try:

@@ -75,6 +75,11 @@ class Outcome:
         """Whether nobody can say if the last write happened."""
         return self.error is not None and self.error.uncertain
 
+    @property
+    def underway(self) -> bool:
+        """Whether the server may still be at the last write."""
+        return self.error is not None and self.error.underway
+
     def undo(self, target: str) -> list[Answer]:
         """The options that put back what changed; nothing where nothing did, or nothing can."""
         return [{target: [self.state.key], **self.change.undo}] if self.changed and self.change.undo else []
@@ -173,7 +178,7 @@ def _apply(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
         return
     with ThreadPoolExecutor(max(1, params["parallel"])) as workers:
         list(workers.map(lambda outcome: _carry_out(client, outcome, params["deadline"]), outcomes))
-    _look_again(module, client, request, outcomes)
+    _look_again(module, client, request, [outcome for outcome in outcomes if not outcome.underway])
 
 
 def _carry_out(client: t.Any, outcome: Outcome, deadline: float | None) -> None:
@@ -194,6 +199,8 @@ def _carry_out(client: t.Any, outcome: Outcome, deadline: float | None) -> None:
 
 def _look_again(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[Outcome]) -> None:
     """Observe and plan again: what is written must hold, and what failed must be told by what is there, not by what was sent."""
+    if not outcomes:
+        return
     if any(outcome.unknown for outcome in outcomes):
         time.sleep(STILL_UNDER_WAY)
     try:

@@ -143,7 +143,7 @@ results:
       description: Whether it changed. What cannot be known counts as changed.
       type: bool
     unknown:
-      description: Whether the reply to a request was lost, and the container could not be looked at again.
+      description: Whether the reply to a request was lost and the container could not be looked at again, or a task may still run.
       type: bool
     before:
       description: The part of RV(before) for this container.
@@ -186,6 +186,9 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import Conf
 from ansible_collections.homelab.healer.plugins.module_utils._guests import Guest, need, unlock
 from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
+
+MARGIN = 15
+"""Seconds by which the end of a shutdown that fails is known after twice its time-out."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class ShutDown(Step):
 
     def apply(self, client: Cluster) -> tuple[str, ...]:
         task = Task("hastop" if self.power.ha else "vzshutdown", "post", "status/shutdown", dict(timeout=self.timeout, forceStop=int(self.force)))
-        ended = client.carry_out(self.power.guest, task, f"cannot {self}", 2 * self.timeout + 15)
+        ended = client.carry_out(self.power.guest, task, f"cannot {self}", 2 * self.timeout + MARGIN)
         client.wait_for_status(self.power.guest, "stopped", f"cannot {self}", self.timeout, ended.started)
         return ended.warnings
 

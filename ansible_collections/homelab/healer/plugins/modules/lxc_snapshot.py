@@ -210,7 +210,7 @@ results:
       description: Whether it changed. What cannot be known counts as changed.
       type: bool
     unknown:
-      description: Whether the reply to a request was lost, and the container could not be looked at again.
+      description: Whether the reply to a request was lost and the container could not be looked at again, or a task may still run.
       type: bool
     before:
       description: The part of RV(before) for this container.
@@ -255,7 +255,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, plan_each
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Invalid, Refused
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Invalid, NotConverged, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._guests import need, unlock
 from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
@@ -357,6 +357,11 @@ class RollBack(Step):
         return ended.warnings
 
     def prove(self, client: Cluster, now: History) -> dict[str, str]:
+        if now.rolled_back == self.history.rolled_back:
+            raise NotConverged(f"cannot {self}", why="the node has no task that did it", fix="Look at the container's tasks, then run this again.")
+        client.wait(now.rolled_back, f"cannot {self}", self.timeout)  # one whose reply was lost has been followed by nobody yet
+        if self.start and not now.guest.running:
+            client.wait_for_status(self.history.guest, "running", f"took {self.history.name} back, but it does not start", self.timeout, int(now.seen))
         return {"last_rollback": "task"}
 
 
