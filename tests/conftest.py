@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
 from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
 from tests.lab.proxmox.client import Proxmox, proxmox
@@ -63,6 +64,12 @@ def own_docker(docker: Engine) -> OwnEngine:
 def controller(docker: Engine, tmp_path: Path) -> Controller:
     """``ansible-playbook`` with the lab as its inventory."""
     return Controller(tmp_path, docker.docker_host)
+
+
+@pytest.fixture(autouse=True)
+def _a_hundred_times_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab's nodes wait for locks in simulated seconds, so nobody needs to wait for them in real ones."""
+    monkeypatch.setattr(_proxmox, "TAKES_EFFECT", 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -78,8 +78,9 @@ def test_a_lost_reply_is_looked_into(pve: Proxmox, power: Caller, request_: str,
 
 def test_what_the_clusters_manager_runs_is_waited_for(pve: Proxmox, power: Caller) -> None:
     pve.set_guest(201, ha={"managed": 1})
+    assert "kills what does not end in time" in str(power.fails(vmid=[201], state="restarted"))
     started = pve.guest(201)["started"]
-    power(vmid=[201], state="restarted")
+    power(vmid=[201], state="restarted", force=True)
     assert pve.guest(201)["status"] == "running"
     assert pve.guest(201)["started"] > started
 

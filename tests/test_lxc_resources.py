@@ -222,9 +222,8 @@ def test_t1_9_a_server_slower_than_the_time_out(pve: Proxmox, resources: Caller)
 
 def test_t1_9_what_cannot_be_seen_counts_as_changed(pve: Proxmox, resources: Caller) -> None:
     pve.fault("PUT", "/nodes/pve1/lxc/200/config", "lost")
-    pve.fault(
-        "GET", "/cluster/resources", "error", status=500, reason="RPCEnvironment init request failed: Unable to load access control list", after=1, times=-1
-    )
+    down = "RPCEnvironment init request failed: Unable to load access control list"
+    pve.fault("GET", "/cluster/resources|/config$", "error", status=500, reason=down, after=2, times=-1)
     answer, error = call(lxc_resources, **resources.options, vmid=[200], memory="4096")
     assert isinstance(error, HealerError)
     assert (answer["changed"], answer["results"][0]["unknown"]) == (True, True)
@@ -345,3 +344,58 @@ def test_8_4_is_the_same() -> None:
         answer = caller(vmid=[200, 201], memory="+10%", cores="1")
         caller.undo(answer, allow_below_usage=True)
         assert str(old.guest(200)["config"]["memory"]) == "2048"
+
+
+def test_what_another_tool_did_under_its_lock_is_waited_for(pve: Proxmox, resources: Caller) -> None:
+    pve.fault("PUT", "/config", "error", status=500, reason="CT is locked (snapshot)")
+    pve.set_guest(200, description="changed meanwhile")
+    pve.fault("GET", "/nodes/pve1/lxc", "delay", seconds=0.01)
+    observe = lxc_resources.MODULE.observe
+    looks: list[int] = []
+
+    def then_changed(client: t.Any, request: t.Any) -> t.Any:
+        seen = observe(client, request)
+        if not looks:
+            looks.append(1)
+            pve.set_guest(200, description="another tool's word")  # the digest is another then, the resources are not
+        return seen
+
+    object.__setattr__(lxc_resources.MODULE, "observe", then_changed)
+    try:
+        assert resources(vmid=[200], memory="4096", wait_lock=20)["changed"]
+    finally:
+        object.__setattr__(lxc_resources.MODULE, "observe", observe)
+    assert pve.guest(200)["kernel"]["memory"] == 4096
+
+
+def test_an_answer_that_is_none_of_proxmox(pve: Proxmox, resources: Caller) -> None:
+    for path in ("/cluster/resources", "/nodes/pve1/lxc$", "/config$"):
+        pve.fault("GET", path, "error", status=200, reason="OK", body="<html>log in</html>", bare=True, times=2)
+        error = resources.fails(vmid=[200], memory="4096")
+        assert error.code == "unreachable", (path, error)
+        pve.clear_faults()
+    assert pve.writes() == []
+
+
+def test_what_was_beyond_bounds_before_can_be_put_back(pve: Proxmox, resources: Caller) -> None:
+    pve.add_guest(101, node="pve1", kind="qemu", status="running", config={"memory": 12000, "name": "vm"})
+    pve.advance(20)
+    pve.set_guest(200, workload={"memory": 300})
+    pve.set_guest(202, workload={"memory": 300})
+    pve.advance(20)
+    answer = resources(vmid=[200], memory="1024")
+    assert answer["undo"] == [{"vmid": [200], "memory": 2048, "allow_overcommit": True}]
+    resources.undo(answer)
+    pve.set_guest(200, cpuunits=20000)
+    answer = resources(vmid=[200], cpuunits="500")
+    assert (answer["undo"][0]["cpuunits"], answer["reversibility"]) == (10000, "equivalent")
+    assert "has 16GiB in all" in refused(pve, resources, vmid=[203], memory="1024GiB")
+    resources(vmid=[201], cpulimit="1.33333333")
+    assert not resources(vmid=[201], cpulimit="1.33333333")["changed"]
+
+
+def test_both_bounds_of_the_cpu_count(pve: Proxmox, resources: Caller) -> None:
+    pve.set_guest(200, cores=2, cpulimit="0.5", workload={"cpu": 2})
+    pve.advance(30)
+    (facts,) = read(lxc_info, **resources.options, vmid=[200])["containers"]
+    assert (facts["cpus"], facts["cpu_share"]) == (0.5, 1.0)

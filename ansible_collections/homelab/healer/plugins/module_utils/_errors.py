@@ -21,6 +21,8 @@ class HealerError(Exception):
 
     code = ""
     retryable = False
+    begun = False
+    """Whether the server had begun when it failed, so that it may have changed something."""
 
     def __init__(self, what: str, *, why: str, fix: str, uncertain: bool = False, underway: bool = False) -> None:
         self.what = what

@@ -41,6 +41,8 @@ UNSET_MEMORY = Mebibytes(512)
 """What a container has whose configuration names no memory."""
 SHARES_OF_VERSION_2 = 10_000
 """The highest weight of cgroup v2. Proxmox VE stores this in place of a higher one, without a word."""
+LEAST_SHARES_OF_VERSION_1 = 2
+"""The lowest weight of cgroup v1, likewise."""
 HEADROOM = 1.25
 """A lower memory limit must leave this much of what the node says is used: its figure leaves out shared memory, which cannot be reclaimed."""
 RAW = re.compile(r"lxc\.cgroup2?\.(?P<what>cpuset|cpu|memory)\b")
@@ -132,13 +134,17 @@ def wish(request: t.Any, now: Guest) -> dict[str, t.Any]:
         if not isinstance(request.memory, t.Mapping):
             raise Invalid(f"cannot give {now.name} {wanted['memory']}", why=f"memory_max is {highest}", fix="Ask for less, or raise memory_max.")
         wanted["memory"] = max(highest, now.limits["memory"])
+    if wanted.get("cpulimit", DEFAULT) != DEFAULT:
+        wanted["cpulimit"] = round(wanted["cpulimit"], 6)  # as it is stored
     weight = wanted.get("cpuunits", DEFAULT)
-    if weight != DEFAULT and now.node.cgroup_version == "2" and weight > SHARES_OF_VERSION_2:
-        raise Invalid(
-            f"cannot set cpuunits of {now.name} to {weight}",
-            why=f"{now.node.name} has cgroup v2, where the highest weight is {SHARES_OF_VERSION_2}, and Proxmox VE would store that instead",
-            fix=f"Ask for at most {SHARES_OF_VERSION_2}; 100 is what a container without a weight has.",
-        )
+    version = now.node.cgroup_version
+    what = f"cannot set cpuunits of {now.name} to {weight}"
+    if weight != DEFAULT and version == "2" and weight > SHARES_OF_VERSION_2:
+        why = f"{now.node.name} has cgroup v2, where the highest weight is {SHARES_OF_VERSION_2}, and Proxmox VE would store that instead"
+        raise Invalid(what, why=why, fix=f"Ask for at most {SHARES_OF_VERSION_2}; 100 is what a container without a weight has.")
+    if weight != DEFAULT and version == "1" and weight < LEAST_SHARES_OF_VERSION_1:
+        why = f"{now.node.name} has cgroup v1, where the lowest weight is {LEAST_SHARES_OF_VERSION_1}, and Proxmox VE would store that instead"
+        raise Invalid(what, why=why, fix=f"Ask for at least {LEAST_SHARES_OF_VERSION_1}; 1024 is what a container without a weight has.")
     return wanted
 
 
@@ -153,6 +159,9 @@ def guard(now: Guest, before: Values, after: Values, request: t.Any) -> None:
         raise Conflict(what, why=f"CT is locked ({now.lock})", fix=unlock(now.key, now.lock))
     need(now, {PRIVILEGES[key] for key in after}, f"cannot change {', '.join(after)} of {now.name}")
     _guard_usage(now, before, after, request.allow_below_usage)
+    if now.node.memory and after.get("memory", 0) > max(now.node.memory, before.get("memory", 0)) and not request.allow_overcommit:
+        why = f"{now.node.name} has {Mebibytes(now.node.memory)} in all"
+        raise Refused(f"will not give {now.name} {after['memory']}", why=why, fix="Ask for less, or set allow_overcommit=true.")
     cores = after.get("cores", DEFAULT)
     if cores != DEFAULT and now.node.cpus and cores > now.node.cpus and not request.allow_overcommit:
         raise Refused(
@@ -200,21 +209,30 @@ def _guard_usage(now: Guest, before: Values, after: Values, allowed: bool) -> No
 def parts(before: Values, after: Values) -> list[Values]:
     """What is written at once: the values of each request.
 
-    Less memory may fail, and the CPU settings of the same request would stay live then, so it goes first and alone.
+    Less memory may fail, and the CPU settings of the same request would stay live then, so it goes first and alone. Swap that is deleted has a request
+    of its own: a node that deletes it stores the memory of the same request and does not give it to the container while that runs.
     """
     memory = {key: value for key, value in after.items() if key in ("memory", "swap")}
     less = any(value == DEFAULT or (before[key] != DEFAULT and value < before[key]) for key, value in memory.items())
     rest = {key: value for key, value in after.items() if key not in memory}
-    return [part for part in ((memory, rest) if less else ({**rest, **memory},)) if part]
+    first = [{key: memory[key]} for key in ("memory", "swap") if key in memory] if memory.get("swap") == DEFAULT else [memory]
+    return [part for part in ((*first, rest) if less else ({**rest, **memory},)) if part]
 
 
-def way_back(now: Guest, before: Values) -> tuple[Values, str]:
-    """The options that put ``before`` back, and how well they do."""
-    unnamed = ("memory" in before and not now.config.get("memory")) or (
-        "cpulimit" in before and now.config.get("cpulimit") is not None and before["cpulimit"] == DEFAULT
-    )
-    beyond = before.get("cores", DEFAULT) != DEFAULT and now.node.cpus and before["cores"] > now.node.cpus
-    return {**before, **({"allow_overcommit": True} if beyond else {})}, "equivalent" if unnamed else "exact"
+def way_back(now: Guest, before: Values, after: Values, reserve: int) -> tuple[Values, str]:
+    """The options that put ``before`` back, and how well they do.
+
+    What was beyond the node's bounds before may be so again; that more memory is available than is put back is made sure of all the same.
+    """
+    node, undo = now.node, dict(before)
+    unnamed = "memory" in before and not now.config.get("memory")
+    zero = before.get("cpulimit") == DEFAULT and now.config.get("cpulimit") is not None
+    heavy = node.cgroup_version == "2" and before.get("cpuunits", DEFAULT) != DEFAULT and before["cpuunits"] > SHARES_OF_VERSION_2
+    if heavy:
+        undo["cpuunits"] = SHARES_OF_VERSION_2
+    cores = before.get("cores", DEFAULT) != DEFAULT and node.cpus is not None and before["cores"] > node.cpus
+    memory = "memory" in before and before["memory"] > after["memory"] and (node.memory is None or node.committed > node.memory - reserve)
+    return {**undo, **({"allow_overcommit": True} if cores or memory else {})}, "equivalent" if unnamed or zero or heavy else "exact"
 
 
 def notes(now: Guest, after: Values) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ POLL_FIRST, POLL_MOST = 0.1, 1.0
 """Seconds between two looks at a task or a lock: short tasks are told soon, long ones do not keep the node busy."""
 LOG_LINES = 5
 """How many of a failed task's last log lines an error carries."""
+TAKES_EFFECT = 11.0
+"""Seconds in which a change without an answer may still be stored: a node waits 10 for the lock of a configuration."""
 FOUND_LATER = 3.0
 """Seconds in which a task may appear whose request got no answer."""
 UNHEARD = 30.0
@@ -77,6 +79,7 @@ LOCKED = "CT is locked"
 BUSY = "got timeout"
 REFUSALS: tuple[tuple[int, str, type[HealerError], str], ...] = (
     (400, "unable to hotplug memory", Conflict, "It uses more than the limit: free memory in the container, or choose a higher limit."),
+    (400, "unable to hotplug swap", Conflict, "It uses more than both limits together: free memory in the container, or choose a higher limit."),
     (400, "unable to hotplug", TaskFailed, "The node's kernel refused the value, and nothing was stored; look into the node's journal."),
     (400, "no such task", NotFound, "Look into the node's task list."),
     (400, "", Invalid, "Correct the value; the node's words say what it takes."),
@@ -215,10 +218,11 @@ class Cluster:
         self._api, self.user, self.token, self._wait_lock = api, user, token, wait_lock
         self._sessions: queue.LifoQueue[t.Any] = queue.LifoQueue()
         self._raw: dict[int, tuple[str, ...]] = {}
-        self._written: set[int] = set()
+        self._written: dict[int, set[str]] = {}
         self._begun: set[str] = set()
         self._permissions: dict[str, dict[str, int]] | None = None
         self._ahead = 0.0
+        self._judged: float | None = None
 
     def close(self) -> None:
         """Close all connections."""
@@ -253,7 +257,11 @@ class Cluster:
         with self._session() as session, translated(what, writing=method != "get"):
             resource = self._api(where.strip("/"))
             resource._store = {**resource._store, "session": session}
-            return getattr(resource, method)(**params)
+            answer = getattr(resource, method)(**params)
+        if isinstance(answer, dict) and set(answer) == {"errors"}:  # how the library hands on what is no JSON
+            fix = "Something between here and the node answers in its place; check api_host and api_port."
+            raise Unreachable(what, why=f"the answer is none of Proxmox VE's: {str(answer['errors'])[:100]}", fix=fix, uncertain=method != "get")
+        return answer
 
     def get(self, where: str, what: str, /, **params: t.Any) -> t.Any:
         """Read what is at a path below the API's root; ``what`` is what a failure could not do. An answer that was lost is asked for once more."""
@@ -282,7 +290,17 @@ class Cluster:
             lists = dict(zip(names, workers.map(self._listed, names)))
             nodes = dict(zip(names, workers.map(lambda name: self._node(name, known, lists[name]), names)))
             live = {int(entry["vmid"]): entry for entries in lists.values() for entry in entries}
-            return list(workers.map(lambda entry: self._guest(entry, nodes[entry["node"]], live), found))
+            guests = workers.map(lambda entry: self._guest_if(entry, nodes[entry["node"]], live, vmids is None), found)
+            return [guest for guest in guests if guest]
+
+    def _guest_if(self, entry: t.Mapping[str, t.Any], node: Node, live: t.Mapping[int, t.Mapping[str, t.Any]], may_go: bool) -> Guest | None:
+        """A container; ``None`` for one that is gone by now, where nobody asked for it by its number."""
+        try:
+            return self._guest(entry, node, live)
+        except NotFound:
+            if not may_go:
+                raise
+            return None
 
     def _placed(self, known: t.Sequence[t.Mapping[str, t.Any]], vmids: t.Sequence[int] | None, node: str | None) -> list[t.Mapping[str, t.Any]]:
         here = {int(entry["vmid"]): entry for entry in known if entry["type"] in ("lxc", "qemu")}
@@ -354,13 +372,13 @@ class Cluster:
     def _configuration(self, vmid: int, node: str) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
         """What is in effect, and what waits for a restart.
 
-        The first look reads ``config``, which alone has the raw settings; the look after a write reads ``pending``, which alone has what waits.
+        Only ``config`` has the raw settings, and only ``pending`` has what waits; the look after a write needs the latter alone.
         """
         until, pause = time.monotonic() + self._wait_lock, POLL_FIRST
         while True:
-            config, pending = self._read_pending(vmid, node) if vmid in self._written else (self._read_config(vmid, node), {})
+            config, pending = self._read_pending(vmid, node) if vmid in self._written else (self._read_config(vmid, node), None)
             if not config.get("lock") or time.monotonic() > until:
-                return config, pending
+                return config, self._read_pending(vmid, node)[1] if pending is None else pending
             time.sleep(pause)
             pause = min(POLL_MOST, 2 * pause)
 
@@ -378,6 +396,7 @@ class Cluster:
         """These containers with their snapshots; ``making``: whether one could be made is asked too, ``back_to``: what that one holds."""
         known = self.resources()
         guests = self.guests(vmids, known=known)
+        self._judged = self._judged or self.now()  # what was young enough for the plan has not become too old for the look after the change
         with ThreadPoolExecutor(READS_AT_ONCE) as workers:
             return list(workers.map(lambda guest: self._history(guest, known, making, back_to), guests))
 
@@ -398,8 +417,9 @@ class Cluster:
             guest=guest,
             can=can if making else None,
             storages={entry["storage"]: entry for entry in known if entry["type"] == "storage" and entry["node"] == guest.node.name},
-            seen=self.now(),
+            seen=self._judged or self.now(),
             then=dict(self.get(f"{base}/snapshot/{back_to}/config", f"cannot read snapshot {back_to} of {guest.name}")) if held else {},
+            ha=bool(back_to) and managed(self.status(guest)),
         )
 
     def status(self, guest: Guest) -> dict[str, t.Any]:
@@ -484,16 +504,49 @@ class Cluster:
         return self._permissions
 
     def _sees_all(self) -> bool:
-        return any(int(self._rules().get(path, {}).get("VM.Audit", 0)) for path in ("/", "/vms"))
+        hidden = [path for path, rights in self._rules().items() if path.startswith("/vms/") and "VM.Audit" not in rights]
+        return not hidden and any(int(self._rules().get(path, {}).get("VM.Audit", 0)) for path in ("/", "/vms"))
 
     # What is changed
 
-    def configure(self, guest: Guest, values: Values) -> None:
-        """Set resources of a container, if its configuration is still as it was read; nothing else about it changes."""
+    def configure(self, guest: Guest, values: Values) -> tuple[str, ...]:
+        """Set resources of a container, if its configuration is still as it was read; nothing else about it changes. Returns what a person should know."""
         what = f"cannot change {guest.name}"
-        digest = self._read_config(guest.key, guest.node.name)["digest"] if guest.key in self._written else guest.digest
-        self._written.add(guest.key)
-        self._insist(lambda node: self.ask("put", f"nodes/{node}/lxc/{guest.key}/config", what, digest=digest, **body(values)), guest)
+        sent: list[str] = []
+
+        def write(node: str) -> None:
+            digest = guest.digest if not sent and guest.key not in self._written else self._unchanged(guest, node, what)
+            sent.append(digest)
+            self._written.setdefault(guest.key, set()).update(values)
+            self.ask("put", f"nodes/{node}/lxc/{guest.key}/config", what, digest=digest, **body(values))
+
+        try:
+            self._insist(write, guest)
+        except HealerError as error:
+            if not error.uncertain or not self._arrives(guest, values):
+                raise
+            return ("the reply to the change was lost; it was looked at again, and it holds",)
+        return ()
+
+    def _unchanged(self, guest: Guest, node: str, what: str) -> str:
+        """The digest of a configuration that was written to or locked since it was read, if its resources are still those that the plan knows."""
+        config = self._read_config(guest.key, node)
+        now, own = resources(config), self._written.get(guest.key, set())
+        changed = sorted(key for key in RESOURCES if key not in own and now[key] != guest.limits[key])
+        if changed:
+            raise Conflict(what, why=f"somebody else changed {', '.join(changed)} meanwhile", fix="Run this again.")
+        return str(config["digest"])
+
+    def _arrives(self, guest: Guest, values: Values) -> bool:
+        """Whether a request without an answer takes effect, though late: the node may have kept it waiting for a lock."""
+        until = time.monotonic() + TAKES_EFFECT
+        while time.monotonic() < until:
+            with contextlib.suppress(HealerError):
+                now = resources(self._read_config(guest.key, guest.node.name))
+                if all(now[key] == value for key, value in values.items()):
+                    return True
+            time.sleep(POLL_MOST)
+        return False
 
     def _insist(self, write: t.Callable[[str], t.Any], guest: Guest) -> t.Any:
         """Write, waiting for a lock as long as ``wait_lock`` allows, and following a container that has just moved to another node."""
@@ -512,14 +565,15 @@ class Cluster:
                 time.sleep(pause)
                 pause = min(POLL_MOST, 2 * pause)
 
-    def carry_out(self, guest: Guest, task: Task, what: str, timeout: float) -> Ended:
+    def carry_out(self, guest: Guest, task: Task, what: str, timeout: float, patience: float = 0) -> Ended:
         """Start a task on a container and wait for its end, ``timeout`` seconds at most. Raises with its own words and last log lines where it failed.
 
-        A task whose reply was lost is looked for before anything is said.
+        A task whose reply was lost is looked for before anything is said. A lock is waited for as long as ``wait_lock`` allows, or ``patience`` if
+        that is more.
         """
         began = self.now()
-        self._written.add(guest.key)
-        until, pause = time.monotonic() + self._wait_lock, POLL_FIRST
+        self._written.setdefault(guest.key, set())
+        until = time.monotonic() + max(self._wait_lock, patience)
         while True:
             try:
                 upid = self._insist(lambda node: self.ask(task.method, f"nodes/{node}/lxc/{guest.key}/{task.path}", what, **task.params), guest)
@@ -533,10 +587,18 @@ class Cluster:
             try:
                 return self.wait(str(upid), what, timeout)
             except Conflict as error:
-                if LOCKED not in error.why or time.monotonic() > until:
+                if LOCKED not in error.why or not self._unlocked(guest, until):
                     raise
-                time.sleep(pause)
-                pause = min(POLL_MOST, 2 * pause)
+
+    def _unlocked(self, guest: Guest, until: float) -> bool:
+        """Wait until a container is not locked any more, by reading; whether it was so in time."""
+        pause = POLL_FIRST
+        while time.monotonic() < until:
+            time.sleep(pause)
+            if not self._read_config(guest.key, guest.node.name).get("lock"):
+                return True
+            pause = min(POLL_MOST, 2 * pause)
+        return False
 
     def _late(self, guest: Guest, kind: str, began: float) -> str | None:
         """The task that a request without an answer started, or ``None`` where none appears: neither one known before, nor somebody else's."""
@@ -575,8 +637,10 @@ class Cluster:
         tail = self._tail(node, upid)
         if end.startswith("WARNINGS"):
             return Ended(upid, (f"its task ended with {end.lower()}: {tail}",))
-        error = refusal(what, 500, end)
-        raise type(error)(what, why=f"{end} (task {upid}; its log ends: {tail})", fix=error.fix)
+        refused = refusal(what, 500, end)
+        error = type(refused)(what, why=f"{end} (task {upid}; its log ends: {tail})", fix=refused.fix)
+        error.begun = True
+        raise error
 
     def _follow(self, look: t.Callable[[], t.Any], until: float) -> t.Any:
         """Look at what has begun, and again where that fails: it goes on all the same, and only its end tells what became of it."""
@@ -595,6 +659,11 @@ class Cluster:
         except HealerError as error:
             return f"not readable, {error.why}"
         return " / ".join(str(line["t"]) for line in lines[-LOG_LINES:]) if isinstance(lines, list) else str(lines)
+
+
+def managed(status: t.Mapping[str, t.Any]) -> bool:
+    """Whether the cluster's HA manager runs a container of this status."""
+    return bool(int((status.get("ha") or {}).get("managed") or 0))
 
 
 def _offline(known: t.Sequence[t.Mapping[str, t.Any]]) -> set[str]:

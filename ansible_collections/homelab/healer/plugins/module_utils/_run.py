@@ -20,7 +20,18 @@ from dataclasses import dataclass, field, fields, replace
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT, REVERSIBILITIES, Change, State, Step
-from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, Invalid, NotConverged, Refused, TaskFailed, TimedOut, together
+from ansible_collections.homelab.healer.plugins.module_utils._errors import (
+    Conflict,
+    Denied,
+    HealerError,
+    Invalid,
+    NotConverged,
+    NotFound,
+    Refused,
+    TaskFailed,
+    TimedOut,
+    together,
+)
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Quantity, settle
 
 Answer = t.Dict[str, t.Any]
@@ -69,6 +80,7 @@ class Outcome:
     error: HealerError | None = None
     verified: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lost: bool = False
 
     @property
     def unknown(self) -> bool:
@@ -225,13 +237,13 @@ def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
     for outcome in outcomes:
         state, left = now[outcome.state.key], again.get(outcome.state.key, Change())
         if actions and outcome.error:
-            outcome.changed = state != outcome.state
+            outcome.changed = _told_by(outcome, state)
             happened = outcome.unknown and outcome.changed and len(outcome.done) == len(outcome.change.steps) - 1
             if not happened:
                 _certain(outcome.error)
                 continue
         if left.steps or (outcome.error and not outcome.unknown):
-            outcome.changed = state != outcome.state
+            outcome.changed = _told_by(outcome, state)
             outcome.error = _certain(outcome.error) or NotConverged(
                 f"changed {state.name}, but it did not hold",
                 why="; ".join(f"{key} is {_shown(left.before[key])}, not {_shown(value)}" for key, value in left.after.items()),
@@ -239,16 +251,24 @@ def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
             )
             continue
         if outcome.unknown:
-            outcome.notes.append("the reply to the change was lost; it was looked at again, and it holds")
-            outcome.done, outcome.error = list(outcome.change.steps), None
+            outcome.lost, outcome.done, outcome.error = True, list(outcome.change.steps), None
     with ThreadPoolExecutor(PROOFS_AT_ONCE) as workers:
         list(workers.map(lambda outcome: _prove(client, outcome, now[outcome.state.key]), outcomes))
+
+
+def _told_by(outcome: Outcome, now: State) -> bool:
+    """Whether a target on which something failed has changed. What a server refused at once was done by somebody else, if it was done at all."""
+    refused = isinstance(outcome.error, (Conflict, Denied, Invalid, NotFound, Refused)) and not outcome.error.begun
+    refused = refused and not outcome.unknown and not outcome.done
+    return not refused and now != outcome.state
 
 
 def _prove(client: t.Any, outcome: Outcome, state: State) -> None:
     try:
         for step in outcome.done if not outcome.error else ():
             outcome.verified.update(step.prove(client, state))
+        if outcome.lost and not outcome.error:
+            outcome.notes.append("the reply to the change was lost; it was looked at again, and it holds")
     except HealerError as error:
         outcome.error = error
 

@@ -88,7 +88,8 @@ class History:
     """A container's snapshots, the oldest first.
 
     ``rolled_back`` is the last task of this token that went back to one. ``can`` says whether all its volumes can be snapshotted, ``None`` where that
-    was not asked; ``storages`` are the cluster's, by name; ``seen`` when this was read, in seconds.
+    was not asked; ``storages`` are the cluster's, by name; ``seen`` the moment by which all ages are judged, in seconds;
+    ``then`` is the configuration in the snapshot that shall be gone back to, ``ha`` whether the cluster's HA manager runs the container.
     Two are equal when it is the same container with the same snapshots, gone back to the same number of times.
     """
 
@@ -100,6 +101,7 @@ class History:
     storages: t.Mapping[str, t.Mapping[str, t.Any]] = field(compare=False)
     seen: float = field(compare=False)
     then: t.Mapping[str, t.Any] = field(compare=False)
+    ha: bool = field(compare=False)
 
     @property
     def name(self) -> str:
@@ -147,11 +149,14 @@ def full(now: History, most: float) -> list[str]:
     return told
 
 
-def outdated(now: History, prefix: str, keep: int | None, max_age: float | None) -> list[Snapshot]:
-    """This collection's own snapshots of one prefix that are not wanted any more, the oldest first: beyond ``keep``, or older than ``max_age`` seconds."""
+def outdated(now: History, prefix: str, keep: int | None, max_age: float | None, coming: int = 0) -> list[Snapshot]:
+    """This collection's own snapshots of one prefix that are not wanted any more, the oldest first: beyond ``keep``, or older than ``max_age`` seconds.
+
+    The newest is never too old; ``coming`` is how many are made before these go.
+    """
     own = [snapshot for snapshot in now.snapshots if snapshot.mark and snapshot.mark["prefix"] == prefix and not snapshot.incomplete]
-    beyond = own[: max(0, len(own) - keep)] if keep is not None else []
-    old = [snapshot for snapshot in own[:-1] if max_age is not None and snapshot.taken < now.seen - max_age]
+    beyond = own[: max(0, len(own) + coming - keep)] if keep is not None else []
+    old = [snapshot for snapshot in own[: len(own) + min(coming, 1) - 1] if max_age is not None and snapshot.taken < now.seen - max_age]
     return [snapshot for snapshot in own if snapshot in beyond or snapshot in old]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT
 from ansible_collections.homelab.healer.plugins.module_utils._guests import Guest
 from ansible_collections.homelab.healer.plugins.module_utils._snapshots import History, obstacles
 
@@ -21,8 +22,11 @@ NEVER = 7 * 86400
 
 def usage(guest: Guest, status: t.Mapping[str, t.Any], listed: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """A container as ``status/current`` and the cluster's resources have it: sizes in MiB, CPUs as numbers, shares from 0 to 1."""
-    running, cpus = status["status"] == "running", float(status["cpus"])
-    used = max(0.0, float(listed.get("cpu") or 0) * float(listed.get("maxcpu") or cpus)) if running else 0.0
+    running, whole = status["status"] == "running", float(status["cpus"])
+    bounds = [float(guest.limits[key]) for key in ("cores", "cpulimit") if guest.limits[key] != DEFAULT]
+    cpus = min(bounds, default=float(guest.node.cpus or whole))  # Proxmox VE's own figure knows only one of the two bounds
+    measured = running and listed.get("status") == "running" and listed.get("cpu") is not None
+    used = max(0.0, float(listed["cpu"]) * float(listed.get("maxcpu") or whole)) if measured else None if running else 0.0
     pressure = {name: status.get(f"pressure{name.replace('_', '')}") for name in PRESSURE}
     return dict(
         vmid=guest.key,
@@ -37,8 +41,8 @@ def usage(guest: Guest, status: t.Mapping[str, t.Any], listed: t.Mapping[str, t.
         pending=guest.pending,
         raw=list(guest.raw),
         cpus=cpus,
-        cpu_used=round(used, 3),
-        cpu_share=round(used / cpus, 3) if cpus else 0.0,
+        cpu_used=None if used is None else round(used, 3),
+        cpu_share=None if used is None else round(used / cpus, 3) if cpus else 0.0,
         memory_used=int(status["mem"]) >> 20,
         memory_share=round(int(status["mem"]) / int(status["maxmem"]), 3) if status["maxmem"] else 0.0,
         swap_used=int(status.get("swap") or 0) >> 20,

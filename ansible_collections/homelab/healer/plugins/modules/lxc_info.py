@@ -105,10 +105,10 @@ containers:
       type: list
       elements: str
     cpus:
-      description: How many CPUs it may use together.
+      description: How many CPUs it may use together, by its cores and its limit.
       type: float
     cpu_used:
-      description: How many it used.
+      description: How many it used, V(null) where the node has not measured it, as when its statistics hang.
       type: float
     cpu_share:
       description: The part of what it may use, from 0 to 1.

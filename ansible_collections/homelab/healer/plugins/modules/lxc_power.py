@@ -52,6 +52,7 @@ options:
     default: 1
 notes:
   - The token needs C(VM.Audit) and C(VM.PowerMgmt) on C(/vms/<vmid>).
+  - A container that the cluster's HA manager runs is shut down only with O(force), since that manager kills what does not end in time.
   - A locked container is refused. Proxmox VE itself would shut it down, fail to start it, and leave it stopped.
   - Changes of its configuration that wait for a restart take effect.
   - "The RV(undo) of a start or stop is the other, V(equivalent): its processes are new. Of a restart nothing can be put back, V(none); its undo starts
@@ -184,11 +185,15 @@ from dataclasses import dataclass, field
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, plan_each
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotConverged, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._guests import Guest, need, unlock
-from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
+from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect, managed
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 
 MARGIN = 15
 """Seconds by which the end of a shutdown that fails is known after twice its time-out."""
+
+
+PATIENCE = 900.0
+"""Seconds for which a container that was shut down for a restart is worth waiting for a lock, such as that of a backup which began in between."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +227,15 @@ class Start(Step):
 
     power: Power
     timeout: int
+    again: bool
 
     def __str__(self) -> str:
         return f"start {self.power.name}"
 
     def apply(self, client: Cluster) -> tuple[str, ...]:
         kind = "hastart" if self.power.ha else "vzstart"  # the cluster's manager starts what it manages, after its task has ended
-        ended = client.carry_out(self.power.guest, Task(kind, "post", "status/start"), f"cannot {self}", self.timeout)
+        patience = PATIENCE if self.again else 0
+        ended = client.carry_out(self.power.guest, Task(kind, "post", "status/start"), f"cannot {self}", self.timeout, patience)
         client.wait_for_status(self.power.guest, "running", f"cannot {self}", self.timeout, ended.started)
         return ended.warnings
 
@@ -274,7 +281,7 @@ def observe(client: Cluster, request: Request) -> list[Power]:
 
 
 def _seen(guest: Guest, status: t.Mapping[str, t.Any]) -> Power:
-    return Power(guest.key, status["status"] == "running", int(status.get("pid") or 0), guest, bool(int((status.get("ha") or {}).get("managed") or 0)))
+    return Power(guest.key, status["status"] == "running", int(status.get("pid") or 0), guest, managed(status))
 
 
 def plan(request: Request, now: t.Sequence[Power]) -> dict[t.Any, Change]:
@@ -288,9 +295,9 @@ def plan_one(request: Request, now: Power) -> Change:
     if now.running and request.state != "started":
         steps.append(ShutDown(now, request.timeout, request.force, last=request.state == "stopped"))
     if request.state == "restarted" or (request.state == "started" and not now.running):
-        steps.append(Start(now, request.timeout))
+        steps.append(Start(now, request.timeout, again=now.running))
     if steps:
-        _guard(now)
+        _guard(now, request.force)
     up = request.state != "stopped"
     before, after = dict(status="running" if now.running else "stopped", pid=now.pid), dict(status="running" if up else "stopped", pid="new" if up else 0)
     return Change(
@@ -304,8 +311,11 @@ def plan_one(request: Request, now: Power) -> Change:
     )
 
 
-def _guard(now: Power) -> None:
+def _guard(now: Power, force: bool) -> None:
     what = f"will not start or stop {now.name}"
+    if now.ha and now.running and not force:
+        why = "the cluster's HA manager runs it, and kills what does not end in time"
+        raise Refused(what, why=why, fix="If that is meant, set force=true; or stop it with ha-manager on a node.")
     need(now.guest, ["VM.PowerMgmt"], what)
     if now.guest.template:
         raise Refused(what, why="it is a template", fix="Name a container.")

@@ -53,7 +53,7 @@ options:
     type: str
   cpuunits:
     description:
-      - Its weight when containers compete for CPUs, from V(1) to V(10000) on nodes with cgroup v2 and to V(500000) on those with v1.
+      - Its weight when containers compete for CPUs, from V(1) to V(10000) on nodes with cgroup v2, V(2) to V(500000) on those with v1.
       - V(default) is the weight of a container without one, 100 on cgroup v2 and 1024 on v1.
     type: str
   memory:
@@ -313,8 +313,8 @@ class SetResources(Step):
     def __str__(self) -> str:
         return f"change {self.guest.name}: {', '.join(f'{key} {self.before[key]} -> {value}' for key, value in self.after.items())}"
 
-    def apply(self, client: Cluster) -> None:
-        client.configure(self.guest, self.after)
+    def apply(self, client: Cluster) -> tuple[str, ...]:
+        return client.configure(self.guest, self.after)
 
     def prove(self, client: Cluster, now: Guest) -> dict[str, str]:
         return dict.fromkeys(self.after, "accepted")
@@ -336,7 +336,7 @@ def plan_one(request: Request, now: Guest) -> Change:
     _guests.guard(now, before, after, request)
     steps = tuple(SetResources(now, {key: before[key] for key in part}, part) for part in _guests.parts(before, after))
     facts = dict(node=now.node.name, applied=dict.fromkeys(after, "live" if now.running else "next_start"))
-    return Change(before, after, steps, *_guests.way_back(now, before), notes=_guests.notes(now, after), facts=facts)
+    return Change(before, after, steps, *_guests.way_back(now, before, after, request.node_reserve), notes=_guests.notes(now, after), facts=facts)
 
 
 MODULE = Module(Request, connect, observe, plan, target="vmid", quantities=QUANTITIES)

@@ -66,7 +66,7 @@ options:
   on_unsupported:
     description:
       - What to do where a container cannot be snapshotted, as with any mount of the host's folders, or a volume on a storage without snapshots.
-      - V(continue) goes on without one, and says so.
+      - V(continue) goes on without one, and says so; also where a storage is fuller than O(max_storage_used).
     type: str
     choices: [fail, continue]
     default: fail
@@ -359,9 +359,9 @@ class RollBack(Step):
     def prove(self, client: Cluster, now: History) -> dict[str, str]:
         if now.rolled_back == self.history.rolled_back:
             raise NotConverged(f"cannot {self}", why="the node has no task that did it", fix="Look at the container's tasks, then run this again.")
-        client.wait(now.rolled_back, f"cannot {self}", self.timeout)  # one whose reply was lost has been followed by nobody yet
+        ended = client.wait(now.rolled_back, f"cannot {self}", self.timeout)  # one whose reply was lost has been followed by nobody yet
         if self.start and not now.guest.running:
-            client.wait_for_status(self.history.guest, "running", f"took {self.history.name} back, but it does not start", self.timeout, int(now.seen))
+            client.wait_for_status(now.guest, "running", f"took {self.history.name} back, but it does not start", self.timeout, ended.started)
         return {"last_rollback": "task"}
 
 
@@ -383,6 +383,9 @@ def plan(request: Request, now: t.Sequence[History]) -> dict[t.Any, Change]:
 def _make(request: Request, now: History) -> Change:
     name = request.name or (request.prefix.name if request.prefix else "")
     reasons = obstacles(now)
+    crowded = full(now, request.max_storage_used)
+    if crowded and request.on_unsupported == "continue":
+        reasons = [*reasons, *crowded]
     facts = dict(node=now.guest.node.name, snapshot=name, data_loss=None)
     if now.find(name):
         complete(now, name, f"cannot snapshot {now.name} as {name}")
@@ -392,11 +395,9 @@ def _make(request: Request, now: History) -> Change:
     elif reasons:
         raise Refused(f"cannot snapshot {now.name}", why="; ".join(reasons), fix="Leave it out, back it up instead, or set on_unsupported=continue.")
     taken = [] if now.find(name) else [Take(now, name, marked(request.description, _series(request), _end(request, now)), request.timeout)]
-    room = 1 if taken else 0
-    old = outdated(now, request.prefix.prefix, request.keep and request.keep - room, request.max_age) if request.prefix else []
+    old = outdated(now, request.prefix.prefix, request.keep, request.max_age, coming=len(taken)) if request.prefix else []
     if taken:
         _guard(now, f"cannot snapshot {now.name}")
-        crowded = full(now, request.max_storage_used)
         if crowded:
             why = f"{', '.join(crowded)}, and max_storage_used is {request.max_storage_used:g} %"
             raise Refused(f"will not snapshot {now.name}", why=why, fix="Make room there; a full storage stops all its guests.")
@@ -439,6 +440,11 @@ def _change(now: History, after: dict[str, str], steps: tuple[Step, ...], undo: 
 def _back(request: Request, now: History) -> Change:
     wanted = complete(now, str(request.name), f"cannot take {now.name} back to {request.name}")
     _guard(now, f"cannot take {now.name} back to {wanted.name}", "VM.Snapshot.Rollback")
+    if now.ha:
+        why = "the cluster's HA manager runs it, and would start it in the middle"
+        raise Refused(
+            f"will not take {now.name} back to {wanted.name}", why=why, fix=f"Take it from the manager first: ha-manager set ct:{now.key} --state ignored."
+        )
     guard_rollback(now, wanted, request.allow_data_loss, request.max_data_loss)
     start = now.guest.running if request.start is None else request.start
     return Change(
