@@ -395,3 +395,68 @@ def test_without_the_library_it_says_what_to_install(pve_controller: Controller,
         assert (answer["error"]["code"], answer["changed"]) == ("missing_library", False)
         assert "pip install 'proxmoxer" in answer["msg"]
     assert "Traceback" not in run.output
+
+
+# whose task it is
+
+
+def as_root(pve: Proxmox, **options: t.Any) -> None:
+    answer, error = call(lxc_snapshot, **{**pve.options_for("root@pam!lab"), "vmid": [200], **options})
+    assert (error, answer["changed"]) == (None, True)
+
+
+@pytest.fixture
+def _slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's clock is known to a second, in which there may have been other tasks; here to any number of them."""
+    monkeypatch.setattr(_proxmox.Cluster, "now", lambda _self: 2000.0)
+
+
+@pytest.mark.usefixtures("_slow_clock")
+def test_the_task_of_somebody_else_is_not_taken_for_the_own_whose_reply_was_lost(pve: Proxmox) -> None:
+    as_root(pve, name="roots")
+    pve.fault("POST", SNAPSHOT, "cut")
+    answer, error = do(pve, JOBS["present"], name="made")
+    assert error is not None
+    assert (error.code, answer["changed"]) == ("unreachable", False)
+
+
+@pytest.mark.usefixtures("_slow_clock")
+def test_an_earlier_task_is_not_taken_for_the_one_whose_reply_was_lost(pve: Proxmox) -> None:
+    mark = "[homelab.healer prefix= expires=1000]"
+    pve.set_guest(200, snapshots={name: {"age": age, "description": mark} for name, age in (("s1", 90), ("s2", 60))})
+    pve.fault("DELETE", "/snapshot/s2$", "cut")
+    answer, error = do(pve, JOBS["expired"], state="absent")
+    assert error is not None
+    assert (error.code, error.what) == ("unreachable", "cannot remove snapshot s2 of 200 (postgres)")
+    assert (answer["changed"], answer["steps"], list(looks(pve)["snapshots"])) == (True, ["remove snapshot s1 of 200 (postgres)"], ["s2"])
+
+
+@pytest.mark.usefixtures("_slow_clock")
+def test_going_back_twice_at_once_is_not_taken_for_done_by_the_first(pve: Proxmox) -> None:
+    job = JOBS["rolled_back"]
+    begin(pve, job)
+    assert do(pve, job, **job.options)[1] is None
+    before = looks(pve)
+    pve.fault("POST", "/rollback$", "cut")
+    _answer, error = do(pve, job, **job.options)
+    assert error is not None
+    assert "the node has no task that did it" in error.why
+    assert looks(pve) == before
+
+
+def test_a_task_is_followed_while_nobody_answers(pve: Proxmox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_proxmox, "UNHEARD", 30.0)
+    job = JOBS["present"]
+    begin(pve, job)
+    pve.fault("GET", "/tasks/UPID", "unreachable", reason=PHRASE, times=5)
+    assert do(pve, job, **job.options)[1] is None
+
+
+def test_a_task_that_fails_of_a_conflict_may_have_changed_something(pve: Proxmox) -> None:
+    job = JOBS["rolled_back"]
+    begin(pve, job)
+    pve.set_storage("local-zfs", fail={"rollback": "can't lock file '/run/lock/lxc/pve-config-200.lock' - got timeout"})
+    answer, error = do(pve, job, **job.options)
+    assert error is not None
+    assert (error.code, answer["changed"]) == ("conflict", True)
+    assert (looks(pve)["status"], looks(pve)["lock"]) == ("stopped", "rollback")

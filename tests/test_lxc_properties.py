@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.module_utils._guests import RESOURCES, resources
-from ansible_collections.homelab.healer.plugins.modules import lxc_power, lxc_resources, lxc_snapshot
-from tests.lab.modules import call
+from ansible_collections.homelab.healer.plugins.modules import lxc_info, lxc_power, lxc_resources, lxc_snapshot
+from tests.lab.modules import call, read
 from tests.lab.proxmox.client import Proxmox, proxmox
 
 SAMPLE, ALL = 60, 1000
@@ -362,3 +362,54 @@ def _power(lab: Proxmox, running: bool, state: str, facts: Options, force: bool)
     container.undo(lxc_power, done)
     assert container.looks()["status"] == before["status"]
     return str(done["reversibility"])
+
+
+# what random cases found, each by itself
+
+
+def test_swap_that_is_deleted_does_not_keep_memory_from_the_kernel(lab: Proxmox) -> None:
+    container = Container(lab, {"memory": 256, "swap": 128}, status="running", workload={"memory": 10})
+    done, error = container.foretold_and_done(lxc_resources, memory=512, swap="default", cores=1)
+    assert error is None
+    assert [sorted(write["params"]) for write in lab.writes()] == [["digest", "memory"], ["delete", "digest"], ["cores", "digest"]]
+    kernel = container.looks()["kernel"]
+    assert (kernel["memory"], kernel["swap"]) == (512, 0)
+    container.undo(lxc_resources, done)
+    kernel = container.looks()["kernel"]
+    assert (kernel["memory"], kernel["swap"]) == (256, 128)
+
+
+def test_a_weight_that_would_be_stored_as_another_is_refused(lab: Proxmox) -> None:
+    container = Container(lab, {"cpuunits": 100}, status="stopped")
+    _done, error = container.foretold_and_done(lxc_resources, cpuunits="1")
+    assert (error is None) == (lab.state()["cgroup"] == 2)
+    assert error is None or "the lowest weight is 2" in error.why
+
+
+def test_a_new_snapshot_of_a_series_lets_go_of_the_one_before(lab: Proxmox) -> None:
+    container = Container(lab, {}, snapshots={"s0": {"age": 3 * HOUR, "description": MARK.format("daily-", "")}})
+    done, error = container.foretold_and_done(lxc_snapshot, prefix="daily-", max_age="2h")
+    assert error is None
+    assert done["after"][str(VMID)].pop("s0") == "absent"
+    assert list(container.looks()["snapshots"]) == list(done["after"][str(VMID)])
+
+
+def test_an_age_that_is_reached_while_a_task_runs_is_judged_as_it_was_planned(lab: Proxmox) -> None:
+    lab.set_storage("local-zfs", delay=60)
+    container = Container(lab, {}, snapshots={name: {"age": age, "description": MARK.format("daily-", "")} for name, age in (("s0", 7180), ("s1", 60))})
+    try:
+        done, error = container.foretold_and_done(lxc_snapshot, prefix="daily-", max_age="2h")
+    finally:
+        lab.set_storage("local-zfs", delay=0)
+    assert error is None
+    assert len(done["after"][str(VMID)]) == 1
+    again, error = container.call(lxc_snapshot, state="absent", prefix="daily-", max_age="2h")
+    assert (again["after"], error) == ({str(VMID): {"s0": "absent"}}, None)
+
+
+def test_what_waits_for_a_restart_is_told(lab: Proxmox) -> None:
+    container = Container(lab, {}, status="running", pending={"tty": "3"})
+    (facts,) = read(lxc_info, **container.lab.options_for("healer@pve!healer"), vmid=[VMID])["containers"]
+    assert {key: str(value) for key, value in facts["pending"].items()} == {"tty": "3"}
+    done, _error = container.foretold_and_done(lxc_resources, cores=1)
+    assert "other changes wait for its next start: tty" in done["results"][0]["notes"]
