@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+import yaml
 
 from tests.lab.playbooks import COLLECTION, Controller, Run
 from tests.lab.proxmox.client import Proxmox
@@ -100,9 +101,9 @@ def test_no_size_and_nothing_to_recommend(pve: Proxmox, pve_controller: Controll
 
 
 def test_without_room_on_the_node_nothing_is_touched(pve: Proxmox, pve_controller: Controller) -> None:
-    run = heal(pve_controller, vmid=200, memory="64GiB")
+    run = heal(pve_controller, vmid=200, memory="14GiB")
     assert (run.returncode, run.record["outcome"], pve.writes()) == (2, "needs_human", []), run.output
-    assert "will not give containers on pve1 62GiB more" in run.record["why"]
+    assert "will not give containers on pve1 12GiB more" in run.record["why"]
 
 
 CPU: dict[str, t.Any] = {"lxc_cpu_settle": 0.4, "lxc_cpu_pause": 0, "lxc_cpu_looks": 2, "lxc_cpu_needed": 2}
@@ -170,3 +171,16 @@ def test_check_mode_writes_nothing_even_where_nobody_may_write(pve: Proxmox, pve
     run = pve_controller.play(f"homelab.healer.{playbook}", "--check", "--diff", **variables)
     assert (run.returncode, run.record["outcome"]) == (0, "planned"), run.output
     assert (pve.refused(), pve.writes()) == ([], [])
+
+
+def test_a_number_on_several_clusters_is_refused_and_zeros_count(pve: Proxmox, pve_controller: Controller) -> None:
+    inventory = yaml.safe_load((pve_controller.folder / "inventory.yml").read_text())
+    hosts = inventory["proxmox"]["hosts"]
+    hosts["other"] = hosts["pve"]
+    (pve_controller.folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
+    run = pve_controller.play("homelab.healer.restart_lxc", vmid=201)
+    assert run.returncode == 2
+    assert "container 201 is meant: each cluster has numbers of its own. Name one of them with --limit." in " ".join(run.output.split())
+    assert pve.writes() == []
+    run = pve_controller.play("homelab.healer.lxc_resources", "--limit", "other", vmid=201, swap=0, remediate_pause=0)
+    assert (run.returncode, pve.guest(201)["kernel"]["swap"]) == (0, 0), run.output
