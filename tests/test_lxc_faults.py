@@ -339,7 +339,13 @@ def test_trouble_in_the_chain(pve: Proxmox, impatient: Controller, end: str, num
     after, record = looks(pve), run.record
     told = f"{record['outcome']}: {record['why']}\n{after}\n{run.output if record['outcome'] == 'needs_human' else ''}"
     assert "Traceback" not in run.output
-    assert (after["lock"], after["starts"]) == (None, before["starts"]), told
+    assert after["starts"] == before["starts"], told
+    if kind == "failed" and place.method == "DELETE":  # what Proxmox VE leaves then is a lock that no request takes away
+        assert (after["lock"], record["outcome"], PHRASE in record["why"]) == ("snapshot-delete", "needs_human", True), told
+        assert after["config"]["memory"] == ("4096" if end == "healed" else "2048"), told
+        assert all(name in record["why"] for name in after["snapshots"]), told
+        return
+    assert after["lock"] is None, told
     assert {key: value for key, value in after["config"].items() if key != "memory"} == {
         key: value for key, value in before["config"].items() if key != "memory"
     }
