@@ -524,12 +524,10 @@ def _hindrances(remedy: Remedy, now: History) -> list[str]:
 
 
 def _no_snapshot(remedy: Remedy, now: History) -> list[str]:
-    """Why there would be no snapshot. Before a change one is made where its storages can, and there the change depends on it."""
-    reasons = obstacles(now)
-    if remedy.name == "lxc_snapshot" and reasons:
-        return reasons
-    if remedy.name != "lxc_snapshot" and (reasons or not remedy.returns):
+    """Why there would be no snapshot. Before a change one is made where the container and its storages can, and there the change depends on it."""
+    reasons, crowded = obstacles(now), [f"no snapshot is made while {told}" for told in full(now, FULL)]
+    if remedy.name == "lxc_snapshot":
+        return reasons or crowded
+    if reasons or crowded or not remedy.returns or "VM.Snapshot" in now.guest.privileges:
         return []
-    missing = [f"VM.Snapshot is missing, which the snapshot before it needs ({remedy.name}_snapshot=false leaves that out)"]
-    lacks = remedy.returns and "VM.Snapshot" not in now.guest.privileges
-    return (missing if lacks else []) + [f"no snapshot is made while {told}" for told in full(now, FULL)]
+    return [f"VM.Snapshot is missing, which the snapshot before it needs ({remedy.name}_snapshot=false leaves that out)"]
