@@ -288,11 +288,9 @@ CHAIN: dict[str, list[Place]] = {
 }
 """Where trouble comes in the chain, by how the chain ends without it."""
 CHOSEN = [
-    ("healed", 1, "lost"),
     ("healed", 1, "failed"),
     ("healed", 3, "error"),
     ("healed", 3, "lost"),
-    ("healed", 6, "cut"),
     ("rolled_back", 1, "error"),
 ]
 """The cells that are always run."""
