@@ -47,12 +47,17 @@ class Step(abc.ABC):
         """Say by what each written key was verified, from the state seen after the write; raise ``NotConverged`` where it does not hold."""
         return {}
 
+    def tell(self, client: t.Any, now: t.Any) -> Values:
+        """Facts of what the write did, from the state seen after it; they take the place of the change's own ``facts``."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Change:
     """What a module intends: the state before, the state it promises after, and the steps between.
 
     ``undo`` holds the options that put ``before`` back, ``facts`` what a result tells beyond that, ``notes`` what a person should know.
+    ``shown`` are figures before and after that the diff shows besides; they move by themselves, so they are no part of what is intended.
     An ``action`` ends or renews something (a restart, a rollback): ``before`` and ``after`` hold the identity that it renews, and only its steps'
     proofs judge it, since what happens anew after it is not its failure.
     """
@@ -65,6 +70,7 @@ class Change:
     notes: tuple[str, ...] = ()
     facts: Values = field(default_factory=dict)
     action: bool = False
+    shown: tuple[Values, Values] = field(default=({}, {}))
 
     def __post_init__(self) -> None:
         if bool(self.steps) != (self.before != self.after):

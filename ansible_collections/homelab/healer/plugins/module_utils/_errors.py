@@ -23,6 +23,8 @@ class HealerError(Exception):
     retryable = False
     begun = False
     """Whether the server had begun when it failed, so that it may have changed something."""
+    partly = False
+    """Whether it did a part of it, which no look can tell."""
 
     def __init__(self, what: str, *, why: str, fix: str, uncertain: bool = False, underway: bool = False) -> None:
         self.what = what

@@ -80,6 +80,7 @@ class Outcome:
     error: HealerError | None = None
     verified: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    told: dict[str, t.Any] = field(default_factory=dict)
     lost: bool = False
 
     @property
@@ -99,7 +100,7 @@ class Outcome:
     def as_dict(self, target: str) -> Answer:
         """The target's part of the answer."""
         return dict(
-            self.change.facts,
+            {**self.change.facts, **self.told},
             id=self.state.key,
             name=self.state.name,
             changed=self.changed,
@@ -113,6 +114,13 @@ class Outcome:
             notes=[*self.change.notes, *self.notes],
             error=self.error and self.error.as_dict(),
         )
+
+    def diff(self) -> Answer:
+        """What Ansible shows with ``--diff``."""
+        sides = {"before": self.change.before, "after": self.change.after}
+        told = {side: {**values, **shown} for (side, values), shown in zip(sides.items(), self.change.shown)}
+        text = {side: "".join(f"{key}: {_shown(value)}\n" for key, value in values.items()) for side, values in told.items()}
+        return dict(text, before_header=self.state.name, after_header=self.state.name)
 
 
 def run(module: Module, arguments: t.Mapping[str, t.Any]) -> None:
@@ -258,6 +266,8 @@ def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
 
 def _told_by(outcome: Outcome, now: State) -> bool:
     """Whether a target on which something failed has changed. What a server refused at once was done by somebody else, if it was done at all."""
+    if outcome.error and outcome.error.partly:
+        return True
     refused = isinstance(outcome.error, (Conflict, Denied, Invalid, NotFound, Refused)) and not outcome.error.begun
     refused = refused and not outcome.unknown and not outcome.done
     return not refused and now != outcome.state
@@ -266,6 +276,7 @@ def _told_by(outcome: Outcome, now: State) -> bool:
 def _prove(client: t.Any, outcome: Outcome, state: State) -> None:
     try:
         for step in outcome.done if not outcome.error else ():
+            outcome.told.update(step.tell(client, state))
             outcome.verified.update(step.prove(client, state))
         if outcome.lost and not outcome.error:
             outcome.notes.append("the reply to the change was lost; it was looked at again, and it holds")
@@ -306,14 +317,9 @@ def _answer(module: Module, outcomes: t.Sequence[Outcome]) -> Answer:
         steps=[step for result in results for step in result["steps"]],
         undo=[undo for result in reversed(results) for undo in result["undo"]],
         reversibility=max((result["reversibility"] for result in results), key=REVERSIBILITIES.index, default="exact"),
-        diff=[_diff(result) for result in told],
+        diff=[outcome.diff() for outcome in outcomes if outcome.change.after],
         results=results,
     )
-
-
-def _diff(result: Answer) -> Answer:
-    sides = {side: "".join(f"{key}: {_shown(value)}\n" for key, value in result[side].items()) for side in ("before", "after")}
-    return dict(sides, before_header=result["name"], after_header=result["name"])
 
 
 def _shown(value: t.Any) -> str:
