@@ -9,7 +9,6 @@ PRIVATE to the collection: it may change at any time.
 
 from __future__ import annotations
 
-import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import APPLICATION, Server
