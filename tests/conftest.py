@@ -11,9 +11,14 @@ import pytest
 from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
 from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
+from tests.lab.postgres import NoPostgres, Postgres, postgres
 from tests.lab.proxmox.client import Proxmox, proxmox
 
 NO_ENGINE = "no Docker Engine can run here"
+NO_DEBIAN = "no PostgreSQL of Debian can run here"
+NO_EMBEDDED = "no PostgreSQL out of a wheel can run here"
+WANTED = {NO_ENGINE: "Docker containers", NO_DEBIAN: "Debian's PostgreSQL", NO_EMBEDDED: "the newer PostgreSQL"}
+"""Why tests are skipped that others count on, and what they are tests of."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,11 +42,12 @@ def engine() -> t.Iterator[Engine]:
 
 
 def pytest_terminal_summary(terminalreporter: t.Any) -> None:
-    """Say in one line what was not run for want of an engine: it has not passed."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_ENGINE in str(report.longrepr)]
-    if skipped:
-        reason = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
-        terminalreporter.write_line(f"NOT RUN: {len(skipped)} tests of Docker containers: {reason}", yellow=True, bold=True)
+    """Say in one line each what was not run for want of something: it has not passed."""
+    for why, what in WANTED.items():
+        skipped = [report for report in terminalreporter.stats.get("skipped", []) if why in str(report.longrepr)]
+        if skipped:
+            reason = str(skipped[0].longrepr[2]).removeprefix("Skipped: ")
+            terminalreporter.write_line(f"NOT RUN: {len(skipped)} tests of {what}: {reason}", yellow=True, bold=True)
 
 
 @pytest.fixture
@@ -89,3 +95,33 @@ def pve(cluster: Proxmox) -> Proxmox:
 def pve_controller(pve: Proxmox, tmp_path: Path) -> Controller:
     """``ansible-playbook`` with the lab's cluster as its inventory, and the token that the documentation describes."""
     return Controller(tmp_path, proxmox=pve.options_for("healer@pve!healer"))
+
+
+def _started(kind: str, why_not: str) -> t.Iterator[Postgres]:
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(postgres(kind))
+        except NoPostgres as error:
+            pytest.skip(f"{why_not}: {' '.join(str(error).split())}")
+        yield started
+
+
+@pytest.fixture(scope="session")
+def debian_postgres() -> t.Iterator[Postgres]:
+    yield from _started("debian", NO_DEBIAN)
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres() -> t.Iterator[Postgres]:
+    yield from _started("embedded", NO_EMBEDDED)
+
+
+@pytest.fixture(params=["debian", "embedded"])
+def pg(request: pytest.FixtureRequest) -> Postgres:
+    """The lab's PostgreSQL of each kind, as it was when it started, with the database ``prod`` of ``app`` and a ``healer`` who may only connect."""
+    server: Postgres = request.getfixturevalue(f"{request.param}_postgres")
+    server.reset()
+    server.role("app")
+    server.role("healer")
+    server.database("prod", owner="app")
+    return server
