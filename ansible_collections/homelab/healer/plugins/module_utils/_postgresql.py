@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import traceback
 import typing as t
 from dataclasses import dataclass
@@ -67,7 +68,12 @@ LOCK_SECONDS = 2
 """How long a question may wait for somebody's lock."""
 GRACE = 15
 """Seconds after which the server cancels by itself what this client should have cancelled."""
-SESSION = {"search_path": "pg_catalog", "statement_timeout": f"{READ_SECONDS}s", "lock_timeout": f"{LOCK_SECONDS}s", "idle_in_transaction_session_timeout": "60s"}
+SESSION = {
+    "search_path": "pg_catalog",
+    "statement_timeout": f"{READ_SECONDS}s",
+    "lock_timeout": f"{LOCK_SECONDS}s",
+    "idle_in_transaction_session_timeout": "60s",
+}
 """Set with each connection. Names of functions and operators can then mean PostgreSQL's own only, also while an index' expressions are computed."""
 
 REFUSALS: tuple[tuple[str, type[HealerError], str], ...] = (
@@ -79,7 +85,7 @@ REFUSALS: tuple[tuple[str, type[HealerError], str], ...] = (
     ("3F000", NotFound, "Look again: it was removed in the meantime."),
     ("40P01", Conflict, "It came into a deadlock with somebody else; run this again."),
     ("42501", Denied, ""),
-    ("42883", TaskFailed, "If an index or a generated column calls a function: name the schemas in that function, or set its search_path (ALTER FUNCTION ... SET search_path)."),
+    ("42883", TaskFailed, "If an index calls that function: name the schemas in its body, or set its search_path (ALTER FUNCTION ... SET search_path)."),
     ("42P01", NotFound, "Look again: it was removed or renamed in the meantime."),
     ("53100", TaskFailed, "Free space on the server's disk first."),
     ("53200", TaskFailed, "The server lacks memory; lower maintenance_work_mem, or give it more."),
@@ -107,7 +113,7 @@ UNCONNECTED: tuple[tuple[str, type[HealerError], str], ...] = (
     ("is not permitted to log in", Denied, "ALTER ROLE ... LOGIN lets it."),
     ("permission denied for database", Denied, "GRANT CONNECT ON DATABASE ... TO that role."),
     ("not currently accepting connections", Denied, "Name another database; this one is a template or closed."),
-    ("server does not support SSL", Unreachable, "Turn on TLS on the server (ssl=on), or say with ssl_mode=prefer that the password and all else may go unencrypted."),
+    ("server does not support SSL", Unreachable, "Turn on TLS on the server (ssl=on), or say with ssl_mode=prefer that all may go unencrypted."),
     ("root certificate file", Invalid, "Give the certificate of the authority that signed the server's as ca_cert, or check its path."),
     ("certificate", Unreachable, "Give the authority's certificate as ca_cert, and as login_host a name that stands in the server's certificate."),
     ("SSL error", Unreachable, "Give the authority's certificate as ca_cert, or look into the server's log."),
@@ -216,7 +222,8 @@ def _set(connection: t.Any, settings: t.Mapping[str, str]) -> None:
 class Server:
     """A server, seen from one of its databases. ``rows`` reads; ``maintain`` and ``signal`` are the two ways to write.
 
-    Has one connection for questions, which several threads may ask at a time, and more for maintenance as they are needed.
+    Has one connection for questions, which several threads may ask at a time, and more for maintenance as they are needed. ``alone`` is for what must not
+    be done to two tables at once.
     """
 
     def __init__(self, params: t.Mapping[str, t.Any]) -> None:
@@ -224,9 +231,11 @@ class Server:
         self._arguments = _arguments(params)
         self._where = params["login_unix_socket"] or params["login_host"] or "the local socket"
         self._lock = threading.RLock()
+        self.alone = threading.Lock()
+        self._since = time.monotonic()
         self._questions: t.Any = None
         self._free: list[t.Any] = []
-        self.version = 0
+        self.version, self.block_size, self.standby = 0, 0, False
         self.role = Role("", False, False)
 
     def close(self) -> None:
@@ -236,6 +245,10 @@ class Server:
                 if connection is not None:
                     connection.close()
             self._questions, self._free = None, []
+
+    def seconds(self) -> float:
+        """For how many seconds we have been at it."""
+        return time.monotonic() - self._since
 
     def greet(self) -> None:
         """Connect, and find out what server it is and who is speaking."""
@@ -247,11 +260,13 @@ class Server:
         (facts,) = self.rows(
             what,
             "SELECT current_user AS name, r.rolsuper AS superuser, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all,"
-            " current_setting('search_path') AS path FROM pg_roles r WHERE r.rolname = current_user",
+            " current_setting('search_path') AS path, current_setting('block_size')::int AS block_size, pg_is_in_recovery() AS standby"
+            " FROM pg_roles r WHERE r.rolname = current_user",
         )
         if facts.pop("path") != SESSION["search_path"]:
             why = "something between here and it, such as PgBouncer, takes away what a session sets"
             raise Invalid(what, why=why, fix="Give the address of the server itself.")
+        self.block_size, self.standby = facts.pop("block_size"), facts.pop("standby")
         self.role = Role(**facts)
 
     def _connected(self) -> t.Any:

@@ -43,9 +43,9 @@ PROOFS_AT_ONCE = 16
 Connect = t.Callable[[Params], t.ContextManager[t.Any]]
 
 
-def change_options(parallel: int) -> dict[str, t.Any]:
+def change_options(parallel: int, aliases: t.Sequence[str] = ()) -> dict[str, t.Any]:
     """The options that every changing module has; ``parallel`` is how many targets it changes at once by default."""
-    return dict(parallel=dict(type="int", default=parallel), deadline=dict(type="float"))
+    return dict(parallel=dict(type="int", default=parallel, aliases=list(aliases)), deadline=dict(type="float"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,321 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""When a table needs a vacuum, what statement that is, and what must be so before a table is rewritten.
+
+PRIVATE to the collection: it may change at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import typing as t
+from dataclasses import dataclass, field, replace
+
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, Invalid, Refused
+from ansible_collections.homelab.healer.plugins.module_utils._postgresql import Server
+from ansible_collections.homelab.healer.plugins.module_utils._sessions import Holder, horizon, progress
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size, parse_size, parse_span
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Table, figures, quoted
+
+EMERGENCY = 1_600_000_000
+"""The age in transactions from which on only the quickest way to a younger one counts; vacuum_failsafe_age by default."""
+OLD_READER = 60
+"""Seconds after which a transaction that may still see old rows keeps a table from being rewritten, since its dead rows would be copied."""
+STALE = 0.1
+"""Which part of a table's rows must have changed before its statistics are worth being made anew; autovacuum's own default."""
+
+
+ANYWAY = "asked for in any case"
+NEXT = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """When a table needs a vacuum, and how it is done. Sizes are in bytes, times in seconds, the delay in milliseconds."""
+
+    full: bool
+    freeze: bool
+    analyze: bool
+    truncate: bool
+    index_workers: int | None
+    buffer_usage_limit: Size | None = field(metadata={"parse": parse_size})
+    min_dead_tuples: int
+    min_dead_ratio: float
+    min_xid_age: int
+    min_mxid_age: int
+    min_bloat: Size = field(metadata={"parse": parse_size})
+    min_bloat_ratio: float
+    lock_timeout: float = field(metadata={"parse": parse_span})
+    max_duration: float = field(metadata={"parse": parse_span})
+    cost_delay: float
+    fail_on_blocked_horizon: bool
+    assume_free_space: Size | None = field(metadata={"parse": parse_size})
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system: what tells it from others, and how many bytes of it are free."""
+
+    device: int
+    free: Size
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is around the tables: the same for all of them."""
+
+    version: int
+    standby: bool
+    counting: bool
+    """Whether the server counts rows (track_counts)."""
+    hidden: bool
+    """Whether our rights hide what other sessions do."""
+    role: str
+    xid: int
+    """The next transaction's number when it was looked at."""
+    wal: bool
+    """Whether what is rewritten is written to the log as well."""
+    holders: tuple[Holder, ...] = ()
+    busy: t.Mapping[int, str] = field(default_factory=dict)
+    """Who is at which table already."""
+    disks: t.Mapping[str, Disk] = field(default_factory=dict)
+    """By tablespace's folder (empty for the server's own), and ``wal``; empty where this is not the server's host."""
+
+
+def look_around(server: Server, tables: t.Sequence[Table], full: bool) -> Site:
+    """See what is around these tables, and for a rewrite how much space there is."""
+    (facts,) = server.rows(
+        "cannot look at the server's settings",
+        f"SELECT current_setting('track_counts')::bool AS counting, current_setting('wal_level') <> 'minimal' AS wal, {NEXT} AS xid",
+    )
+    ours = {row["relation"]: _told(row) for row in progress(server) if row["database"] == server.database and row["relation"]}
+    return Site(
+        server.version,
+        server.standby,
+        facts["counting"],
+        not server.role.sees_all,
+        server.role.name,
+        facts["xid"],
+        facts["wal"],
+        tuple(horizon(server, server.database)),
+        ours,
+        _disks(server, {table.place for table in tables}) if full else {},
+    )
+
+
+def _told(row: t.Mapping[str, t.Any]) -> str:
+    share = f", {100 * row['share']:.0f} % done" if row["share"] is not None else ""
+    return f"process {row['pid']} ({row['command']}, {row['phase']}{share})"
+
+
+def how_far(server: Server, pid: int) -> str:
+    """How far the maintenance that this process does has come, by the server's progress views."""
+    return next((_told(row) for row in progress(server) if row["pid"] == pid), f"process {pid} had not begun, or was just done")
+
+
+def _disks(server: Server, places: t.Collection[str]) -> dict[str, Disk]:
+    """The free space of the tablespaces and the log, if this is the server's host: proved by the identity that stands in its own files."""
+    rows = server.rows(
+        "cannot look where the data is",
+        "SELECT s.setting AS folder, c.system_identifier AS identity FROM pg_settings s, pg_control_system() c WHERE s.name = 'data_directory'",
+    )
+    try:
+        for row in rows:
+            with open(os.path.join(row["folder"], "global", "pg_control"), "rb") as control:
+                if struct.unpack("=q", control.read(8))[0] == row["identity"]:
+                    where = {"wal": os.path.join(row["folder"], "pg_wal"), **{place: place or row["folder"] for place in places}}
+                    return {place: _disk(folder) for place, folder in where.items()}
+    except (OSError, struct.error):
+        pass  # not on this machine, or not for this user to read: nothing is proved
+    return {}
+
+
+def _disk(folder: str) -> Disk:
+    seen = os.statvfs(folder)
+    return Disk(os.stat(folder).st_dev, Size(seen.f_bavail * seen.f_frsize))
+
+
+def why(wishes: Wishes, table: Table) -> tuple[str, ...]:
+    """Why a table needs a vacuum; nothing where it does not."""
+    if table.kind == "p":
+        return ()
+    reasons = []
+    if table.uncounted and table.rows >= wishes.min_dead_tuples:
+        reasons.append("its statistics were lost, so nobody knows its dead rows")
+    for of, dead, ratio in (("", table.dead, table.dead_ratio), (" in its TOAST table", table.toast_dead, table.toast_dead_ratio)):
+        if dead and dead >= wishes.min_dead_tuples and ratio >= wishes.min_dead_ratio:
+            reasons.append(f"{dead} dead rows{of}, {100 * ratio:.1f} %")
+    if aged(wishes, table):
+        reasons.append(f"it is {table.xid_age} transactions and {table.mxid_age} multixacts old")
+    if bloated(wishes, table):
+        told = f"{table.bloat.size} of its file is bloat, {100 * table.bloat.ratio:.1f} % ({table.bloat.source})" if table.bloat else ANYWAY
+        reasons.append(told)
+    return tuple(reasons) or ((ANYWAY,) if wishes.min_dead_tuples == wishes.min_dead_ratio == 0 else ())
+
+
+def bloated(wishes: Wishes, table: Table) -> bool:
+    """Whether a table is to be rewritten."""
+    if table.bloat is None:
+        return wishes.full and wishes.min_bloat == wishes.min_bloat_ratio == 0
+    return wishes.full and table.bloat.size >= wishes.min_bloat and table.bloat.ratio >= wishes.min_bloat_ratio
+
+
+def aged(wishes: Wishes, table: Table) -> bool:
+    """Whether it is its age for which a table needs a vacuum."""
+    return table.xid_age >= wishes.min_xid_age or table.mxid_age >= wishes.min_mxid_age
+
+
+def outdated(wishes: Wishes, table: Table) -> bool:
+    """Whether the planner's statistics of a table are to be made anew."""
+    never = table.last_analyze is None and not table.analyze_count
+    return wishes.analyze and (never or table.modified > STALE * max(table.live, table.rows, 0) or table.uncounted)
+
+
+def check_wishes(wishes: Wishes, version: int) -> None:
+    """Raise ``Invalid`` for what no server, or not this one, can do together."""
+    what = "cannot vacuum like this"
+    for option in ("index_workers", "buffer_usage_limit") if wishes.full else ():
+        if getattr(wishes, option) is not None:
+            raise Invalid(what, why=f"{option} and full=true exclude each other", fix=f"Leave out one of them; {option} is for a vacuum that does not rewrite.")
+    if wishes.buffer_usage_limit is not None and version < 160000:
+        raise Invalid(what, why=f"buffer_usage_limit needs PostgreSQL 16, and this is {version // 10000}", fix="Leave it out.")
+
+
+def statement(wishes: Wishes, table: Table, version: int) -> str:
+    """The SQL for one table, names quoted. A rewrite never queues for its lock; it is asked for again instead."""
+    rewrite = bloated(wishes, table)
+    only = "ONLY " if version >= 180000 and not rewrite and table.kind != "m" else ""
+    if not why(wishes, table):
+        return f"ANALYZE {only}{table.sql}"
+    if rewrite and version >= 190000 and table.identity and table.kind == "r" and not wishes.freeze:
+        return f"REPACK (CONCURRENTLY{', ANALYZE' if wishes.analyze else ''}) {table.sql}"
+    workers, buffers = wishes.index_workers, wishes.buffer_usage_limit
+    options = [
+        "FULL, SKIP_LOCKED" if rewrite else "",
+        "FREEZE" if wishes.freeze else "",
+        "ANALYZE" if wishes.analyze else "",
+        "TRUNCATE FALSE" if not (wishes.truncate or rewrite) else "",
+        f"PARALLEL {workers}" if workers is not None else "",
+        f"BUFFER_USAGE_LIMIT '{buffers >> 10} kB'" if buffers is not None else "",
+    ]
+    chosen = ", ".join(filter(None, options))
+    return f"VACUUM {f'({chosen}) ' if chosen else ''}{only}{table.sql}"
+
+
+def settings(wishes: Wishes, table: Table, lock_timeout: float) -> dict[str, str]:
+    """What the session that does it is set to, times in seconds. Age is cured only by a vacuum that looks at every page, whatever the server's settings."""
+    ages = {"vacuum_freeze_table_age": "0", "vacuum_multixact_freeze_table_age": "0"} if aged(wishes, table) else {}
+    return {"lock_timeout": f"{max(1, round(lock_timeout * 1000))}ms", "vacuum_cost_delay": f"{wishes.cost_delay}ms", **ages}
+
+
+def guard(wishes: Wishes, table: Table, site: Site) -> None:
+    """Raise what stands against working on this table at all."""
+    what = f"will not vacuum {table.name}"
+    if site.standby:
+        raise Refused(what, why="the server is a standby, which only repeats what its primary does", fix="Name the primary.")
+    if not site.counting:
+        raise Refused(what, why="the server does not count rows (track_counts is off), so the need cannot be told", fix="Turn track_counts on.")
+    if not table.may:
+        raise Denied(what, why=f"{site.role} may not: it is {table.owner}'s", fix=_grant(table, site))
+    if table.xid_age >= EMERGENCY and (wishes.full or wishes.freeze):
+        reason = f"it is {table.xid_age} transactions old, and nothing but a plain vacuum is quick enough to keep the server from stopping to write"
+        raise Refused(what, why=reason, fix="Leave out full and freeze.")
+    rewrite = bloated(wishes, table)
+    if rewrite and table.schema in ("pg_catalog", "information_schema"):
+        raise Refused(what, why="full=true on the server's own catalog stops every session", fix="Leave out full.")
+    old = [holder for holder in holding(table, site) if holder.seconds is None or holder.seconds >= OLD_READER]
+    if rewrite and old:
+        reason = f"{old[0]} may still see its dead rows, so they would be copied and nothing be won"
+        raise Conflict(what, why=reason, fix="Wait for it or end it (homelab.healer.pg_terminate), then run this again.")
+
+
+def holding(table: Table, site: Site) -> list[Holder]:
+    """Who may keep dead rows of this table alive."""
+    return [holder for holder in site.holders if not holder.catalogs or table.schema == "pg_catalog"]
+
+
+def still_held(server: Server, table: Table, site: Site) -> str:
+    """Who has kept alive what was dead already when we looked first, as a sentence; empty where that is nobody."""
+    (row,) = server.rows("cannot look how many transactions there were", f"SELECT {NEXT} AS xid")
+    now = replace(site, holders=tuple(horizon(server, server.database)))
+    older = [holder for holder in holding(table, now) if holder.age > row["xid"] - site.xid]
+    if older:
+        return f"They are kept alive by {' and '.join(map(str, older[:3]))}"
+    return f"Who keeps them alive cannot be seen: GRANT pg_read_all_stats TO {quoted(site.role)} lets this role" if site.hidden else ""
+
+
+def still_needed(wishes: Wishes, before: Table, now: Table) -> tuple[str, ...]:
+    """Why a table needs a vacuum although it just had one; with thresholds of zero, only if nothing was removed."""
+    left = tuple(reason for reason in why(wishes, now) if reason != ANYWAY)
+    anyway = wishes.min_dead_tuples == 0 and not aged(wishes, now) and not bloated(wishes, now)
+    return () if anyway and now.all_dead < max(1, before.all_dead) else left
+
+
+def unmeasured(wishes: Wishes, table: Table) -> tuple[str, ...]:
+    """What to say of a table that might be bloated, and nobody knows."""
+    known = not wishes.full or table.bloat or not table.size
+    return () if known else (f"its bloat cannot be estimated: ANALYZE it, and GRANT SELECT ON {table.sql} lets its statistics be seen",)
+
+
+def _grant(table: Table, site: Site) -> str:
+    if site.version >= 170000:
+        return f"GRANT MAINTAIN ON {table.sql} TO {quoted(site.role)}, or GRANT pg_maintain TO {quoted(site.role)}."
+    return f"GRANT {quoted(table.owner)} TO {quoted(site.role)}: before PostgreSQL 17 only the owner of the table or of the database can vacuum it."
+
+
+def check_space(wishes: Wishes, tables: t.Sequence[Table], site: Site) -> None:
+    """Raise ``Refused`` unless there is proof, or word, of space for rewriting these tables one after the other.
+
+    Needed are the largest table with its indexes in each tablespace, as the old stays until the new is whole, and all of them for the log.
+    """
+    what = f"will not rewrite {', '.join(table.name for table in tables)}"
+    unknown = [table.name for table in tables if table.size is None]
+    if unknown:
+        raise Conflict(what, why=f"somebody has {', '.join(unknown)} locked, so the size cannot be told", fix="Wait for it, then run this again.")
+    needs = {table.place: max(other.size or 0 for other in tables if other.place == table.place) for table in tables}
+    if site.wal:
+        needs["wal"] = sum(table.size or 0 for table in tables)
+    if wishes.assume_free_space is not None:
+        if sum(needs.values()) > wishes.assume_free_space:
+            why_not = f"that needs up to {Size(sum(needs.values()))}, and assume_free_space is {wishes.assume_free_space}"
+            raise Refused(what, why=why_not, fix="Make room, rewrite fewer, or correct assume_free_space.")
+        return
+    if not site.disks:
+        fix = "Run this on its host as a user who may read its data (and let the role read settings: pg_monitor), or say how much is free by assume_free_space."
+        raise Refused(what, why="this is not known to be the server's host, so its free space cannot be told", fix=fix)
+    for device in {disk.device for disk in site.disks.values()}:
+        here = [place for place in needs if site.disks[place].device == device]
+        need, free = Size(sum(needs[place] for place in here)), min((site.disks[place].free for place in here), default=Size(0))
+        if need > free:
+            raise Refused(what, why=f"that needs up to {need}, and {free} are free there", fix="Make room, or rewrite fewer tables at a time.")
+
+
+LOCKED_BY = """
+SELECT l.pid, a.usename AS user, a.application_name AS application, a.state, l.mode, floor(extract(epoch FROM clock_timestamp() - a.xact_start))::int AS seconds
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.relation = %s::oid
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (%s OR l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock'))
+ORDER BY a.xact_start NULLS LAST LIMIT 3
+"""
+
+
+def who_has(server: Server, table: Table, any_lock: bool) -> str:
+    """Who holds a lock on a table that keeps a vacuum out, or any lock at all, which keeps a rewrite out."""
+    rows = server.rows(f"cannot look who holds {table.name}", LOCKED_BY, (table.key, any_lock))
+    told = [
+        f"process {row['pid']} ({row['user'] or 'hidden'}, {row['application'] or 'without a name'}, {row['state'] or 'no state'}) has {row['mode']}"
+        + (f" since {row['seconds']} s" if row["seconds"] is not None else "")
+        for row in rows
+    ]
+    return "; ".join(told) or "whoever held it has let go by now"
+
+
+def foretold(wishes: Wishes, table: Table) -> dict[str, t.Any]:
+    """The same as a vacuum should leave them; the server alone knows the ages that come, and what a rewrite will free."""
+    kept = {"bloat": Size(0), "bloat_ratio": 0.0, "size": "smaller"} if bloated(wishes, table) else {}
+    younger = {"xid_age": "younger", "mxid_age": "younger"} if aged(wishes, table) else {}
+    return {**figures(table), "dead_tuples": 0, "dead_ratio": 0.0, "toast_dead_tuples": 0, **kept, **younger, "last_vacuum": "now"}

@@ -1,0 +1,255 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_bloat_info
+version_added: 0.1.0
+short_description: Show which PostgreSQL tables are bloated, have dead rows, or grow old
+description:
+  - Shows for each table its dead rows, its age in transactions, its size, and how much of its file its rows do not need.
+  - Estimates for all tables of a database with one question for the tables and one for their columns, however many there are, or measures exactly.
+  - Waits for nobody's lock, and changes nothing.
+extends_documentation_fragment:
+  - homelab.healer.attributes
+  - homelab.healer.attributes.info
+  - homelab.healer.postgresql
+options:
+  login_db:
+    description: The database to look into, exactly as it is named.
+    type: str
+    required: true
+    aliases: [database, db]
+  tables:
+    description:
+      - The tables and materialised views, named as in M(homelab.healer.pg_vacuum).
+      - If neither this nor O(schemas) is given, all that are not the server's own are shown.
+    type: list
+    elements: str
+    aliases: [table]
+  schemas:
+    description: All tables and materialised views of these schemas.
+    type: list
+    elements: str
+  exact:
+    description:
+      - Whether bloat is measured by C(pgstattuple_approx) instead of estimated. That reads every page that has changed since it was vacuumed.
+      - Needs the extension C(pgstattuple) in the database, and the role C(pg_stat_scan_tables).
+    type: bool
+    default: false
+  min_size:
+    description: Only tables whose own file has this size. In small ones bloat does not matter, and an estimate says little.
+    type: str
+    default: "0"
+  min_dead_tuples:
+    description: Only tables with so many dead rows, or with the bloat that is asked for.
+    type: int
+  min_dead_ratio:
+    description: The same for the share of dead rows in all, from 0 to 1. Given with O(min_dead_tuples), both must be reached.
+    type: float
+  min_bloat:
+    description: Only tables with so much bloat, such as V(100MiB), or with the dead rows that are asked for.
+    type: str
+  min_bloat_ratio:
+    description: The same for the share of bloat in the file, from 0 to 1. Given with O(min_bloat), both must be reached.
+    type: float
+  limit:
+    description: How many tables are shown at the most, the most bloated ones. V(0) shows all.
+    type: int
+    default: 0
+notes:
+  - The role needs C(CONNECT) on the database. For the estimate it needs to see the planner's statistics, by C(SELECT) on the tables or C(pg_read_all_data).
+  - The estimate computes from the average width of each column how many pages the live rows fill. Against C(pgstattuple) on tables whose bloat was
+    known it was off by at most ESTIMATE_ERROR percentage points. It knows nothing of columns that were dropped, and needs an ANALYZE since the table
+    got its shape.
+  - It is about the table's own file. Indexes and TOAST count in RV(tables[].size) only.
+seealso:
+  - module: homelab.healer.pg_vacuum
+  - module: homelab.healer.pg_activity_info
+author:
+  - The homelab.healer authors (@homelab-healer)
+"""
+
+EXAMPLES = r"""
+- name: Find the ten most bloated tables
+  homelab.healer.pg_bloat_info:
+    login_db: prod
+    min_size: 1MiB
+    limit: 10
+  register: bloat
+
+- name: Measure one of them
+  homelab.healer.pg_bloat_info:
+    login_db: prod
+    tables: "{{ bloat.tables[0].name }}"
+    exact: true
+
+- name: Find what a vacuum would help
+  homelab.healer.pg_bloat_info:
+    login_db: prod
+    min_dead_tuples: 10000
+    min_dead_ratio: 0.2
+"""
+
+RETURN = r"""
+tables:
+  description: The tables, partitions by themselves. Those with most bloat first, then those with most dead rows.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Its oid.
+      type: int
+    name:
+      description: Its schema and name, as O(tables) takes it.
+      type: str
+    kind:
+      description: V(table), V(materialized view) or V(partitioned table).
+      type: str
+    owner:
+      description: The role that owns it.
+      type: str
+    live_tuples:
+      description: Its live rows, by the server's statistics.
+      type: int
+    dead_tuples:
+      description: Its dead rows, by the server's statistics.
+      type: int
+    dead_ratio:
+      description: The share of dead rows in all, from 0 to 1.
+      type: float
+    toast_dead_tuples:
+      description: The dead rows of its TOAST table.
+      type: int
+    counted:
+      description: Whether the server's statistics know its rows. They are lost in a crash.
+      type: bool
+    xid_age:
+      description: How many transactions old it is, the older of it and its TOAST table.
+      type: int
+    mxid_age:
+      description: The same in multixacts.
+      type: int
+    size:
+      description: Bytes that it takes, with indexes and TOAST, or V(none) while somebody has it locked.
+      type: int
+    heap:
+      description: Bytes of its own file, or V(none) while somebody has it locked.
+      type: int
+    bloat:
+      description: Bytes of its file that its rows do not need, dead rows and free space; V(none) where that is not known.
+      type: int
+    bloat_ratio:
+      description: The share of these in its file, from 0 to 1.
+      type: float
+    source:
+      description: V(exact) or V(estimate), or V(none) where nothing is known.
+      type: str
+    last_vacuum:
+      description: When it was vacuumed last, by hand or by itself; V(none) if never.
+      type: str
+    last_analyze:
+      description: When it was analyzed last, by hand or by itself; V(none) if never.
+      type: str
+    may_vacuum:
+      description: Whether this role may vacuum it.
+      type: bool
+found:
+  description: How many tables fit, whether they are shown or not.
+  returned: success
+  type: int
+exact:
+  description: Whether bloat can be measured exactly in this database by this role.
+  returned: success
+  type: bool
+"""
+
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
+from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size, parse_size
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names
+
+KINDS = {"r": "table", "m": "materialized view", "p": "partitioned table"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which tables of which database to look at, how exactly, and which of them to show."""
+
+    login_db: str
+    tables: tuple[Name, ...] | None = field(metadata={"parse": parse_names})
+    schemas: tuple[str, ...] | None
+    exact: bool
+    min_size: Size = field(metadata={"parse": parse_size})
+    min_dead_tuples: int | None
+    min_dead_ratio: float | None
+    min_bloat: Size | None = field(metadata={"parse": parse_size})
+    min_bloat_ratio: float | None
+    limit: int
+
+
+def report(client: Server, request: Request) -> dict[str, t.Any]:
+    """Look at the tables, and tell of those that fit."""
+    found = [table for table in find(client, request.tables, request.schemas) if not request.min_size or (table.heap or 0) >= request.min_size]
+    fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
+    fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
+    shown = fit[: request.limit or len(fit)]
+    return dict(tables=[_told(table) for table in shown], found=len(fit), exact=has_pgstattuple(client))
+
+
+def _fits(request: Request, table: Table) -> bool:
+    bloat = (table.bloat.size, table.bloat.ratio) if table.bloat else (-1, -1.0)
+    pairs = [((request.min_dead_tuples, request.min_dead_ratio), (table.dead, table.dead_ratio)), ((request.min_bloat, request.min_bloat_ratio), bloat)]
+    asked = [(wanted, has) for wanted, has in pairs if wanted != (None, None)]
+    return not asked or any(all(least is None or value >= least for least, value in zip(wanted, has)) for wanted, has in asked)
+
+
+def _told(table: Table) -> dict[str, t.Any]:
+    return dict(
+        figures(table),
+        id=table.key,
+        name=table.name,
+        kind=KINDS[table.kind],
+        owner=table.owner,
+        live_tuples=table.live,
+        counted=not table.uncounted,
+        heap=table.heap,
+        source=table.bloat.source if table.bloat else None,
+        last_analyze=table.last_analyze.isoformat() if table.last_analyze else None,
+        may_vacuum=table.may,
+    )
+
+
+ARGUMENTS = dict(
+    argument_spec=dict(
+        OPTIONS,
+        login_db=dict(type="str", required=True, aliases=["database", "db"]),
+        tables=dict(type="list", elements="str", aliases=["table"]),
+        schemas=dict(type="list", elements="str"),
+        exact=dict(type="bool", default=False),
+        min_size=dict(type="str", default="0"),
+        min_dead_tuples=dict(type="int"),
+        min_dead_ratio=dict(type="float"),
+        min_bloat=dict(type="str"),
+        min_bloat_ratio=dict(type="float"),
+        limit=dict(type="int", default=0),
+    ),
+    mutually_exclusive=[*CREDENTIALS["mutually_exclusive"], ("tables", "schemas")],
+    required_together=CREDENTIALS["required_together"],
+)
+
+
+def main() -> None:
+    run_info(Request, connect, report, ARGUMENTS)
+
+
+if __name__ == "__main__":
+    main()
