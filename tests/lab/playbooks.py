@@ -41,10 +41,17 @@ class Run:
 
 
 class Controller:
-    """An Ansible controller in a folder of its own, with the lab's engine, or its cluster, in its inventory."""
+    """An Ansible controller in a folder of its own, with the lab's engine, its cluster, or its PostgreSQL, in its inventory."""
 
-    def __init__(self, folder: Path, docker_host: str = "", proxmox: t.Mapping[str, t.Any] | None = None, **variables: t.Any) -> None:
-        """``proxmox`` are the connection options of a cluster, ``variables`` the engine's further ones."""
+    def __init__(
+        self,
+        folder: Path,
+        docker_host: str = "",
+        proxmox: t.Mapping[str, t.Any] | None = None,
+        postgresql: t.Mapping[str, t.Any] | None = None,
+        **variables: t.Any,
+    ) -> None:
+        """``proxmox`` and ``postgresql`` are the connection options of a cluster and of a server, ``variables`` the engine's further ones."""
         self.folder = folder
         self.defaults: dict[str, t.Any] = {}
         inventory: dict[str, t.Any] = {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}}
@@ -54,10 +61,13 @@ class Controller:
         if proxmox:
             self.defaults["group/homelab.healer.proxmox"] = dict(proxmox)
             inventory["proxmox"] = {"hosts": {"pve": {"healer_proxmox": dict(proxmox)}}}
+        if postgresql:
+            self.defaults["group/homelab.healer.postgresql"] = dict(postgresql)
+            inventory["postgresql"] = {"hosts": {"db": {"healer_postgresql": dict(postgresql)}}}
         (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
 
     def environment(self, collections: Path = ROOT) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_", "PROXMOX_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_", "PROXMOX_", "PG"))}
         return {
             **kept,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
