@@ -163,6 +163,32 @@ found:
   description: How many tables fit, whether they are shown or not.
   returned: success
   type: int
+total:
+  description: The same for all that fit together, as for a partitioned table. What is not known of one of them is left out.
+  returned: success
+  type: dict
+  contains:
+    live_tuples:
+      description: Live rows.
+      type: int
+    dead_tuples:
+      description: Dead rows.
+      type: int
+    dead_ratio:
+      description: The share of dead rows in all, from 0 to 1.
+      type: float
+    size:
+      description: Bytes with indexes and TOAST.
+      type: int
+    heap:
+      description: Bytes of the files of those whose bloat is known.
+      type: int
+    bloat:
+      description: Bytes of these that are bloat.
+      type: int
+    bloat_ratio:
+      description: The share of these, from 0 to 1.
+      type: float
 exact:
   description: Whether bloat can be measured exactly in this database by this role.
   returned: success
@@ -202,7 +228,15 @@ def report(client: Server, request: Request) -> dict[str, t.Any]:
     fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
     fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
     shown = fit[: request.limit or len(fit)]
-    return dict(tables=[_told(table) for table in shown], found=len(fit), exact=has_pgstattuple(client))
+    return dict(tables=[_told(table) for table in shown], found=len(fit), total=_summed(fit), exact=has_pgstattuple(client))
+
+
+def _summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
+    dead, live = sum(table.dead for table in tables), sum(table.live for table in tables)
+    known = [(table.heap, table.bloat.size) for table in tables if table.heap is not None and table.bloat]
+    heap, bloat = sum(heap for heap, _bloat in known), sum(bloat for _heap, bloat in known)
+    ratios = dict(dead_ratio=round(dead / (dead + live), 4) if dead else 0.0, bloat_ratio=round(bloat / heap, 4) if heap else 0.0)
+    return dict(ratios, dead_tuples=dead, live_tuples=live, size=sum(table.size or 0 for table in tables), heap=heap, bloat=bloat)
 
 
 def _fits(request: Request, table: Table) -> bool:
