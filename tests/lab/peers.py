@@ -1,4 +1,4 @@
-"""The collection that others have for the same work, to test the simulator with and to measure beside. Never on the path of our own playbooks."""
+"""The collections that others have for the same work, to test the simulator with and to measure beside. Never on the path of our own playbooks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.lab.playbooks import ROOT
 
 CACHE = ROOT / ".cache"
 PACKAGE = "ansible==14.5.0"  # the smallest one with a community.proxmox that has all modules wanted here; what is measured beside has a version
-VERSION = "2.0.0"
-PLACE = "ansible_collections/community/proxmox"
+VERSIONS = {"proxmox": "2.0.0", "postgresql": "4.2.0"}
+"""Of those of the namespace community that are taken out of it."""
 
 
-def collections() -> Path:
-    """A folder of collections with community.proxmox alone, fetched from PyPI once."""
+def collections(wanted: str = "proxmox") -> Path:
+    """A folder of collections with the wanted one and its like alone, fetched from PyPI once."""
     folder = CACHE / "peers"
-    if _version(folder) != VERSION:
+    if _version(folder, wanted) != VERSIONS[wanted]:
         CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="peers-") as made:
             _unpack(_wheel(Path(made)), Path(made) / "peers")
@@ -31,8 +31,12 @@ def collections() -> Path:
     return folder
 
 
-def _version(folder: Path) -> str:
-    manifest = folder / PLACE / "MANIFEST.json"
+def _place(name: str) -> str:
+    return f"ansible_collections/community/{name}"
+
+
+def _version(folder: Path, name: str) -> str:
+    manifest = folder / _place(name) / "MANIFEST.json"
     return str(json.loads(manifest.read_text(encoding="utf-8"))["collection_info"]["version"]) if manifest.exists() else ""
 
 
@@ -49,7 +53,7 @@ def _wheel(folder: Path) -> Path:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise LabError(
-            f"community.proxmox {VERSION}, in {PACKAGE} (51 MB), could not be fetched with pip, which said: {said}\n"
+            f"{PACKAGE}, which has the collections to measure beside (51 MB), could not be fetched with pip, which said: {said}\n"
             f"Run this where PyPI can be reached, or put {wheel} into {CACHE} by hand."
         )
     return folder / wheel
@@ -57,6 +61,7 @@ def _wheel(folder: Path) -> Path:
 
 def _unpack(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(f"{PLACE}/")])
-    if _version(folder) != VERSION:
-        raise LabError(f"{wheel} has community.proxmox {_version(folder) or '(none)'} instead of {VERSION}.")
+        archive.extractall(folder, [path for path in archive.namelist() if path.startswith(tuple(f"{_place(name)}/" for name in VERSIONS))])
+    for name, version in VERSIONS.items():
+        if _version(folder, name) != version:
+            raise LabError(f"{wheel} has community.{name} {_version(folder, name) or '(none)'} instead of {version}.")
