@@ -46,7 +46,9 @@ options:
     type: str
     default: "0"
   min_dead_tuples:
-    description: Only tables with so many dead rows, or with the bloat that is asked for.
+    description:
+      - Only tables with so many dead rows, or with the bloat that is asked for.
+      - A table whose statistics were lost is among them if it has so many rows, since nobody knows how many are dead.
     type: int
   min_dead_ratio:
     description: The same for the share of dead rows in all, from 0 to 1. Given with O(min_dead_tuples), both must be reached.
@@ -241,6 +243,8 @@ def _summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
 
 def _fits(request: Request, table: Table) -> bool:
     bloat = (table.bloat.size, table.bloat.ratio) if table.bloat else (-1, -1.0)
+    if request.min_dead_tuples is not None and table.uncounted and table.rows >= request.min_dead_tuples:
+        return True
     pairs = [((request.min_dead_tuples, request.min_dead_ratio), (table.dead, table.dead_ratio)), ((request.min_bloat, request.min_bloat_ratio), bloat)]
     asked = [(wanted, has) for wanted, has in pairs if wanted != (None, None)]
     return not asked or any(all(least is None or value >= least for least, value in zip(wanted, has)) for wanted, has in asked)
