@@ -212,12 +212,16 @@ ORDER BY c.oid, w.root = c.oid DESC
 """Asking for the size of a table waits for those who have it locked, so that is left out for these. No vacuum of anything is among them."""
 COLUMNS = """
 SELECT a.attrelid::bigint AS key, array_agg(a.attlen::int ORDER BY a.attnum) AS lengths, array_agg(a.attalign::text ORDER BY a.attnum) AS alignments,
-    array_agg(s.null_frac::float8 ORDER BY a.attnum) AS nulls, array_agg(s.avg_width::float8 ORDER BY a.attnum) AS widths
+    array_agg(CASE WHEN a.attisdropped OR a.attgenerated = 'v' THEN 1 ELSE s.null_frac::float8 END ORDER BY a.attnum) AS nulls,
+    array_agg(CASE WHEN a.attisdropped OR a.attgenerated = 'v' THEN 0 ELSE s.avg_width END ORDER BY a.attnum) AS widths
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = a.attname AND NOT s.inherited
-WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY(%(oids)s::oid[])
+WHERE a.attnum > 0 AND a.attrelid = ANY(%(oids)s::oid[])
 GROUP BY a.attrelid
 """
+"""Columns that were dropped, or are computed when they are read, are nulls in each row that is written."""
+Column = t.Tuple[int, str, t.Optional[float], t.Optional[int]]
+"""The length of a column's type (negative if variable), its alignment, its share of nulls, and its average width in bytes."""
 EXACT = """
 SELECT o.oid::bigint AS key, x.table_len AS heap, x.dead_tuple_len + x.approx_free_space AS bloat
 FROM unnest(%(oids)s::oid[]) AS o (oid), LATERAL {schema}.pgstattuple_approx(o.oid::regclass) x
@@ -329,8 +333,13 @@ def _measured_exactly(server: Server, tables: t.Sequence[Table], oids: t.Sequenc
         fix = f"A superuser adds it with CREATE EXTENSION pgstattuple in {server.database} (Debian has it in the server's package), or leave out exact."
         raise Invalid(what, why=f"the database {server.database} does not have the extension pgstattuple", fix=fix)
     rows = server.rows(what, EXACT.format(schema=quoted(found[0]["nspname"])), dict(oids=list(oids))) if oids else []
-    seen = {row["key"]: Bloat(Size(row["bloat"]), row["bloat"] / row["heap"] if row["heap"] else 0.0, "exact") for row in rows}
-    return [replace(table, bloat=seen.get(table.key)) for table in tables]
+    seen = {row["key"]: (row["heap"], row["heap"] - row["bloat"]) for row in rows}
+    return [replace(table, bloat=_measured(table, *seen[table.key]) if table.key in seen else None) for table in tables]
+
+
+def _measured(table: Table, heap: int, used: int) -> Bloat:
+    """What is neither used nor kept free by the fill factor, as a rewrite would keep it free again."""
+    return _bloat(heap - math.ceil(used * 100 / table.fillfactor), heap, "exact")
 
 
 def has_pgstattuple(server: Server) -> bool:
@@ -343,26 +352,58 @@ def has_pgstattuple(server: Server) -> bool:
     return bool(row["found"])
 
 
-def estimate(table: Table, block: int, columns: t.Sequence[tuple[int, str, float | None, float | None]]) -> Bloat | None:
+def estimate(table: Table, block: int, columns: t.Sequence[Column]) -> Bloat | None:
     """How many bytes of the file its live rows would not fill, or nothing where the width of a column is not known.
 
-    A column is the length of its type (negative if variable), its alignment, its share of nulls, and its average width in bytes.
-    The rows are laid out as the server does it: each value aligned, each row to 8 bytes, a pointer for each row, the fill factor kept free.
+    The rows are laid out as the server does it: each value aligned, each row to 8 bytes, a pointer for each row, the fill factor kept free. Of values of
+    variable length only the average is known. So this is the mean of two layouts: all as long as that, and lengths spread so that any rest is as likely.
     """
     if table.heap is None or any(width is None and length < 0 for length, _align, _nulls, width in columns):
         return None
     rows = table.live or max(table.rows, 0)
-    nulls = any(share for _length, _align, share, _width in columns)
-    at = float(_aligned(ROW_HEADER + (math.ceil(len(columns) / 8) if nulls else 0), 8))
+    usable = block - PAGE_HEADER - block * (100 - table.fillfactor) // 100
+    pages = sum(_pages(rows, usable, columns, spread) for spread in (False, True)) / 2
+    return _bloat(table.heap - math.ceil(pages) * block, table.heap, "estimate")
+
+
+def _bloat(over: int, heap: int, source: str) -> Bloat:
+    return Bloat(Size(max(0, over)), max(0, over) / heap if heap else 0.0, source)
+
+
+def _pages(rows: float, usable: int, columns: t.Sequence[Column], spread: bool) -> float:
+    """How many pages so many rows fill. Rows of one width leave the same rest in each page, others half a row on average."""
+    fit = usable / (_row_width(columns, spread) + POINTER)
+    varies = any((spread and length < 0) or 0 < (share or 0) < 1 for length, _align, share, _width in columns)
+    return math.ceil(rows / max(1.0, fit - 0.5 if varies else math.floor(fit)))
+
+
+def _row_width(columns: t.Sequence[Column], spread: bool) -> float:
+    """The average width of a row with its header and all padding. Nulls take no room, but a row that has any has a map of them."""
+    whole = math.prod(1 - (share or 0) for _length, _align, share, _width in columns)
+    at = whole * _aligned(ROW_HEADER, 8) + (1 - whole) * _aligned(ROW_HEADER + math.ceil(len(columns) / 8), 8)
+    ends = {0: 1.0}  # how likely it is that a row has come this far beyond a multiple of 8
     for length, align, share, width in columns:
-        wide = float(length) if length > 0 or width is None else width
-        at = (at if length < 0 and wide < SHORT else _aligned(at, ALIGN[align])) + wide * (1 - (share or 0))
-    per_page = max(1, math.floor((block - PAGE_HEADER) * table.fillfactor / 100 / (_aligned(at, 8) + POINTER)))
-    over = Size(max(0, table.heap - math.ceil(rows / per_page) * block))
-    return Bloat(over, over / table.heap if table.heap else 0.0, "estimate")
+        there = 1 - (share or 0)
+        if not there:
+            continue
+        wide = length if length > 0 or width is None else width
+        to = 1 if length < 0 and wide < SHORT else ALIGN[align]
+        differs = spread and length < 0
+        after = {end: chance * (1 - there) for end, chance in ends.items()} if there < 1 else {}
+        for end, chance in ends.items():
+            step = -end % to + wide
+            at += chance * there * step
+            if not differs:
+                next_end = (end + int(step)) % 8
+                after[next_end] = after.get(next_end, 0.0) + chance * there
+        if differs:
+            at += there / 2  # the average is cut off to whole bytes
+            after = {end: after.get(end, 0.0) + there / 8 for end in range(8)}
+        ends = after
+    return at + sum(chance * (-end % 8) for end, chance in ends.items())
 
 
-def _aligned(at: float, to: int) -> int:
+def _aligned(at: int, to: int) -> int:
     return math.ceil(at / to) * to
 
 
