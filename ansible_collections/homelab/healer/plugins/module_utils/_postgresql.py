@@ -283,12 +283,15 @@ class Server:
             _set(connection, {name: "0" for name, since in gates if connection.server_version >= since})
         return connection
 
-    def rows(self, what: str, question: str, params: t.Any = None) -> list[dict[str, t.Any]]:
-        """Ask; ``what`` is what its failure could not do. Returns a dict for each row."""
-        with self._lock, translated(what), self._questions.cursor() as cursor:
-            cursor.execute(question, params)
-            names = [column.name for column in cursor.description]
-            return [dict(zip(names, row)) for row in cursor.fetchall()]
+    def rows(self, what: str, question: str, params: t.Any = None, writing: bool = False) -> list[dict[str, t.Any]]:
+        """Ask; ``what`` is what its failure could not do. Returns a dict for each row. If the connection was lost before, this opens another."""
+        with self._lock:
+            if self._questions.closed:
+                self._questions = self._connected()
+            with translated(what, writing), self._questions.cursor() as cursor:
+                cursor.execute(question, params)
+                names = [column.name for column in cursor.description]
+                return [dict(zip(names, row)) for row in cursor.fetchall()]
 
     def maintain(self, what: str, statement: str, settings: t.Mapping[str, str], seconds: float, progress: t.Callable[[int], str]) -> None:
         """Run one statement of maintenance on a connection of its own; it is cancelled after so many seconds.
@@ -334,7 +337,7 @@ class Server:
         """
         same = " AND ".join(f"{column} IS NOT DISTINCT FROM %s" for column in unchanged)
         question = f"SELECT {function}(pid) AS sent FROM pg_stat_activity WHERE pid = %s AND {same}"
-        return any(row["sent"] for row in self.rows(what, question, (pid, *unchanged.values())))
+        return any(row["sent"] for row in self.rows(what, question, (pid, *unchanged.values()), writing=True))
 
 
 @contextlib.contextmanager
