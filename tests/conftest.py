@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
 from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
-from tests.lab.postgres import NoPostgres, Postgres, postgres
+from tests.lab.postgres import NoPostgres, Postgres, postgres, prepared
 from tests.lab.proxmox.client import Proxmox, proxmox
 
 NO_ENGINE = "no Docker Engine can run here"
@@ -119,9 +119,4 @@ def embedded_postgres() -> t.Iterator[Postgres]:
 @pytest.fixture(params=["debian", "embedded"])
 def pg(request: pytest.FixtureRequest) -> Postgres:
     """The lab's PostgreSQL of each kind, as it was when it started, with the database ``prod`` of ``app`` and a ``healer`` who may only connect."""
-    server: Postgres = request.getfixturevalue(f"{request.param}_postgres")
-    server.reset()
-    server.role("app")
-    server.role("healer")
-    server.database("prod", owner="app")
-    return server
+    return prepared(request.getfixturevalue(f"{request.param}_postgres"))

@@ -6,9 +6,18 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from psycopg2.extras import wait_select
 
 from tests.lab.playbooks import Controller
-from tests.lab.postgres import Postgres, bloat
+from tests.lab.postgres import Pool, Postgres, blockers, bloat, prepared
+
+
+@pytest.fixture(params=["embedded", "debian"])
+def pg(request: pytest.FixtureRequest, whole: bool) -> Postgres:
+    """The newer server, and with ``--all`` the older one as well: what they have to do with the chain is the same."""
+    if request.param == "debian" and not whole:
+        pytest.skip("the chain runs on the newer server only: --all")
+    return prepared(request.getfixturevalue(f"{request.param}_postgres"))
 
 
 @pytest.fixture
@@ -41,3 +50,74 @@ def test_a_bloated_table_is_vacuumed_and_measured_again(pg: Postgres, controller
 
     run = controller.play("homelab.healer.heal_pg_bloat", database="prod", table="events")
     assert (run.returncode, run.record["outcome"]) == (0, "healthy"), run.output
+
+
+def test_what_cannot_be_vacuumed_away_calls_a_human_and_names_who_is_in_the_way(pg: Postgres, controller: Controller) -> None:
+    bloat(pg)
+    with contextlib.closing(pg.connect("prod", "app", application_name="report")) as reader:
+        reader.set_session(isolation_level="REPEATABLE READ", autocommit=False)
+        reader.cursor().execute("SELECT count(*) FROM events")
+        pg.sql("DELETE FROM events WHERE mod(id, 2) = 0", database="prod")
+        pg.sql("SELECT pg_stat_force_next_flush()", database="prod")
+        run = controller.play("homelab.healer.heal_pg_bloat", database="prod", table="events")
+        assert run.record["outcome"] == "needs_human", run.output
+        assert f"(pid {reader.info.backend_pid}, app@prod, idle in transaction" in run.record["why"]
+
+
+def test_a_table_that_is_named_is_vacuumed_in_any_case(pg: Postgres, controller: Controller) -> None:
+    bloat(pg, ratio=0.001)
+    run = controller.play("homelab.healer.vacuum", database="prod", table="public.events")
+    assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+
+
+def test_sessions_that_were_listed_are_ended_and_no_others(pg: Postgres, controller: Controller) -> None:
+    pg.database("other", owner="app")
+    with Pool(pg, 5) as pool, Pool(pg, 2, database="other") as other, Pool(pg, 1, user="lab") as superuser:
+        run = controller.play("homelab.healer.clear_connections", "--check", database="prod", user="app")
+        assert (run.record["outcome"], len(pool.alive())) == ("planned", 5), run.output
+        run = controller.play("homelab.healer.clear_connections", database="prod")
+        assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+        assert (len(pool.alive()), len(other.alive()), len(superuser.alive())) == (0, 2, 1)
+        run = controller.play("homelab.healer.clear_connections", database="prod")
+        assert (run.returncode, run.record["outcome"]) == (0, "healthy"), run.output
+    assert controller.play("homelab.healer.clear_connections").record["outcome"] == "needs_human"
+
+
+def test_a_server_that_runs_out_of_connections_gets_rid_of_idle_ones(pg: Postgres, controller: Controller) -> None:
+    with Pool(pg, 60), Pool(pg, 50, "idle in transaction") as stuck, Pool(pg, 2, "active") as active:
+        run = controller.play("homelab.healer.heal_pg_connections", pg_connections_min_idle="1h", pg_connections_pause=0)
+        assert run.record["outcome"] == "needs_human", run.output
+        assert "no session that may be ended" in run.record["why"]
+        idle = ["idle in transaction"]
+        run = controller.play("homelab.healer.heal_pg_connections", pg_connections_min_idle="1s", pg_connections_states=idle, pg_connections_pause=0)
+        assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+        assert (len(stuck.alive()), len(active.alive())) == (0, 2)
+        assert run.record["plan"][0]["reversibility"] == "none"
+    run = controller.play("homelab.healer.heal_pg_connections")
+    assert (run.returncode, run.record["outcome"]) == (0, "healthy"), run.output
+
+
+def test_who_makes_others_wait_is_ended_and_nobody_else(pg: Postgres, controller: Controller) -> None:
+    with blockers(pg) as blocked:
+        run = controller.play("homelab.healer.heal_pg_blocker", database="prod")
+        assert (run.returncode, run.record["outcome"]) == (0, "healthy"), run.output
+        run = controller.play("homelab.healer.heal_pg_blocker", database="prod", pg_blocker_min_wait=1, remediate_pause=0)
+        assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+        assert "makes 5 sessions wait" in " ".join(run.output.split())
+        left = {pid for (pid,) in pg.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'pool'")}
+        assert left == set(blocked.waiting)
+
+
+def test_a_prepared_transaction_in_the_way_is_a_matter_for_a_human(pg: Postgres, controller: Controller) -> None:
+    bloat(pg, rows=10)
+    with contextlib.closing(pg.connect("prod", "app")) as client:
+        for statement in ("BEGIN", "UPDATE events SET body = ''", "PREPARE TRANSACTION 'forgotten'"):
+            client.cursor().execute(statement)
+    with contextlib.closing(pg.connect("prod", "app", async_=True)) as waiter:
+        wait_select(waiter)
+        cursor = waiter.cursor()  # whose end would end what it waits for
+        cursor.execute("UPDATE events SET body = 'x'")
+        run = controller.play("homelab.healer.heal_pg_blocker", pg_blocker_min_wait=0)
+    pg.sql("ROLLBACK PREPARED 'forgotten'", database="prod")
+    assert run.record["outcome"] == "needs_human", run.output
+    assert "forgotten" in run.record["why"]

@@ -1,6 +1,7 @@
 """The stories that the collection heals, told for real: ``make demo``.
 
-A runaway container on a Docker Engine, and a database that runs out of memory on a simulated Proxmox VE, which needs no root.
+A runaway container on a Docker Engine; a database that runs out of memory on a simulated Proxmox VE, and a bloated table in a real PostgreSQL, which need
+no root.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import time
 import typing as t
 from pathlib import Path
 
-from tests.lab import demo_docker, demo_lxc
+from tests.lab import demo_docker, demo_lxc, demo_pg
 from tests.lab.engine import LabError, NoEngine, docker_engine
+from tests.lab.postgres import NoPostgres, postgres
 from tests.lab.proxmox.client import proxmox
 
 
@@ -24,6 +26,7 @@ def main() -> t.NoReturn:
         with tempfile.TemporaryDirectory(prefix="healer-demo-") as folder:
             tell_of_a_runaway_container(_made(Path(folder) / "docker"), missed)
             tell_of_a_database(_made(Path(folder) / "lxc"))
+            tell_of_a_bloated_table(_made(Path(folder) / "pg"), missed)
     except LabError as error:
         sys.exit(f"The demo could not be told: {error}")
     print(f"\nTold in {time.monotonic() - began:.0f} s; nothing of it is left running.")
@@ -49,6 +52,18 @@ def tell_of_a_database(folder: Path) -> None:
     with proxmox(speed=20) as pve:
         print("\nA database that runs out of memory, on a simulated Proxmox VE 9.2 where twenty seconds pass in one.")
         demo_lxc.tell(pve, folder)
+
+
+def tell_of_a_bloated_table(folder: Path, missed: list[str]) -> None:
+    """Tell the story of PostgreSQL, or note that it was not told."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres("embedded"))
+        except NoPostgres as error:
+            missed.append(f"the story of a bloated table: {error}")
+            return
+        print(f"\nA bloated table, in a real PostgreSQL {server.version // 10000} of its own.")
+        demo_pg.tell(server, folder)
 
 
 def _made(folder: Path) -> Path:

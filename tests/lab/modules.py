@@ -43,7 +43,8 @@ class Caller:
 
 def read(module: types.ModuleType, **options: t.Any) -> dict[str, t.Any]:
     """What an information module answers; without a measurement unless ``sample`` asks for one."""
-    params = _validated(module, {"sample": 0, **options})
+    unmeasured = {"sample": 0} if "sample" in module.ARGUMENTS["argument_spec"] else {}
+    params = _validated(module, {**unmeasured, **options})
     with module.connect(params) as client:
         return dict(module.report(client, ask(module.Request, params)))
 

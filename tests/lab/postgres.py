@@ -323,6 +323,15 @@ def postgres(kind: str = "debian", **settings: str) -> t.Iterator[Postgres]:
         server.remove()
 
 
+def prepared(server: Postgres) -> Postgres:
+    """The server as it was when it started, with the database ``prod`` of ``app`` and a ``healer`` who may only connect."""
+    server.reset()
+    server.role("app")
+    server.role("healer")
+    server.database("prod", owner="app")
+    return server
+
+
 def _installed(kind: str) -> Path:
     """The folder with a kind's ``bin``."""
     if kind == "debian":

@@ -42,7 +42,9 @@ class Story:
         for diff in record["diff"]:
             for side, lines in (("-", diff["before"]), ("+", diff["after"])):
                 print("\n".join(f"     {paint(f'{side} {line}', side)}" for line in lines.splitlines()))
-        print(f"   way back: {', '.join(step['reversibility'] for step in record['plan'])}, by {json.dumps(record['undo'][0]['args'])}")
+        how = ", ".join(step["reversibility"] for step in record["plan"])
+        by = f", by {json.dumps(record['undo'][0]['args'])}" if record["undo"] else ""
+        print(f"   way back: {how}{by}")
         self.took()
 
     def outcome(self, run: Run) -> None:
