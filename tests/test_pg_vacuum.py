@@ -1,17 +1,52 @@
-"""``pg_vacuum`` against real servers."""
+"""``pg_vacuum`` against real servers: each trap of the field, rights, locks, space, names and broken connections."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
+import psycopg2
 import pytest
+import trustme
+from psycopg2.extensions import connection as Connection
 
+from ansible_collections.homelab.healer.plugins.module_utils import _vacuum
+from ansible_collections.homelab.healer.plugins.module_utils._errors import (
+    Conflict,
+    Denied,
+    HealerError,
+    Invalid,
+    NotConverged,
+    NotFound,
+    Refused,
+    TaskFailed,
+    TimedOut,
+    Unreachable,
+)
+from ansible_collections.homelab.healer.plugins.module_utils._run import Answer
+from ansible_collections.homelab.healer.plugins.module_utils._sessions import Holder
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Bloat, Table
 from ansible_collections.homelab.healer.plugins.modules import pg_vacuum
-from tests.lab.modules import Caller
-from tests.lab.postgres import Postgres, bloat
+from tests.lab.modules import Caller, call
+from tests.lab.postgres import ACCOUNT, Postgres, _become, _free_port, bloat
 
 TABLE = "public.events"
+FULL: dict[str, t.Any] = dict(full=True, min_bloat="0", min_bloat_ratio=0.1, assume_free_space="1TiB")
+ANY: dict[str, t.Any] = dict(min_dead_tuples=0, min_dead_ratio=0)
+"""So that each run vacuums."""
 
 
 @pytest.fixture
@@ -27,14 +62,885 @@ def of(pg: Postgres, what: str, table: str = TABLE) -> t.Any:
     return value
 
 
+count = functools.partial(of, what="pg_stat_get_vacuum_count(c.oid)")
+dead = functools.partial(of, what="pg_stat_get_dead_tuples(c.oid)")
+filenode = functools.partial(of, what="c.relfilenode::bigint")
+
+
+def tried(vacuum: Caller, check: bool = False, **options: t.Any) -> tuple[Answer, HealerError]:
+    """The answer and the failure of a call that must fail."""
+    answer, error = call(vacuum.module, check, **{**vacuum.options, **options})
+    assert error is not None
+    return answer, error
+
+
+def refused(vacuum: Caller, kind: type[HealerError], *words: str, **options: t.Any) -> HealerError:
+    """The same failure in check mode and for real, and nothing changed. ``words`` are in what it says."""
+    foretold, said = tried(vacuum, check=True, **options)
+    answer, error = tried(vacuum, **options)
+    assert (type(error), type(said)) == (kind, kind)
+    assert str(error) == str(said)
+    assert (answer["changed"], foretold["changed"]) == (False, False)
+    for word in words:
+        assert word in str(error)
+    return error
+
+
+@contextlib.contextmanager
+def session(pg: Postgres, *statements: str, user: str = "lab", **more: t.Any) -> t.Iterator[Connection]:
+    """Another client that has executed these, and stays."""
+    with contextlib.closing(pg.connect("prod", user, **more)) as client, client.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        yield client
+
+
+@contextlib.contextmanager
+def vacuumed_by_somebody(pg: Postgres, table: str = TABLE) -> t.Iterator[int]:
+    """A session that is vacuuming a table for a long time; its pid."""
+    with contextlib.closing(pg.connect("prod")) as client, client.cursor() as cursor:
+        cursor.execute("SET vacuum_cost_delay = 100")
+        cursor.execute("SET vacuum_cost_limit = 1")
+        runner = threading.Thread(target=_quietly, args=(cursor, f"VACUUM {table}"))
+        runner.start()
+        pid = client.info.backend_pid
+        until(lambda: bool(pg.sql("SELECT 1 FROM pg_stat_progress_vacuum WHERE pid = %s", pid)))
+        try:
+            yield pid
+        finally:
+            client.cancel()
+            runner.join()
+
+
+def _quietly(cursor: t.Any, statement: str) -> None:
+    with contextlib.suppress(psycopg2.Error):
+        cursor.execute(statement)
+
+
+def until(holds: t.Callable[[], bool], seconds: float = 10) -> None:
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def delete(pg: Postgres, where: str = "id % 2 = 0", table: str = TABLE) -> None:
+    pg.sql(f"DELETE FROM {table} WHERE {where}", database="prod")
+
+
+def running(vacuum: Caller, pool: ThreadPoolExecutor, **options: t.Any) -> t.Any:
+    """The module at work in another thread."""
+    return pool.submit(call, vacuum.module, False, **{**vacuum.options, **options})
+
+
+def at_work(pg: Postgres) -> bool:
+    return bool(pg.sql("SELECT 1 FROM pg_stat_progress_vacuum p JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'homelab.healer'"))
+
+
 def test_it_vacuums_what_needs_it_and_tells_what_that_did(pg: Postgres, vacuum: Caller) -> None:
-    dead = bloat(pg)
+    rows = bloat(pg)
     answer = vacuum(tables=[TABLE], analyze=True)
     (result,) = answer["results"]
     assert answer["changed"]
-    assert result["dead_tuples"] == result["removed"] == dead
+    assert result["dead_tuples"] == result["removed"] == rows
     assert (result["left"], result["verified"]) == (0, {"vacuum_count": "statistics"})
     assert answer["steps"] == [f'VACUUM (ANALYZE) {"ONLY " if pg.version >= 180000 else ""}"public"."events"']
     assert (answer["undo"], answer["reversibility"]) == ([], "none")
-    assert of(pg, "pg_stat_get_dead_tuples(c.oid)") == 0
+    assert dead(pg) == 0
     assert not vacuum(tables=[TABLE], analyze=True)["changed"]
+
+
+@contextlib.contextmanager
+def pgbouncer(pg: Postgres, ignored: str) -> t.Iterator[dict[str, t.Any]]:
+    """PgBouncer in front of a server, in transaction mode; the options that lead to it."""
+    port = _free_port()
+    lines = ["[databases]", f"prod = host={pg.folder} port={pg.port} user=healer password=healer-password", "[pgbouncer]"]
+    lines += [f"listen_port = {port}", "listen_addr = 127.0.0.1", f"unix_socket_dir = {pg.folder}", "auth_type = any", "pool_mode = transaction"]
+    lines += [f"ignore_startup_parameters = {ignored}"] if ignored else []
+    ini = pg._own_file("pgbouncer.ini", "\n".join(lines).encode(), 0o644)
+    with subprocess.Popen([*_become(), "/usr/sbin/pgbouncer", "-q", str(ini)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            until((pg.folder / f".s.PGSQL.{port}").exists)
+            yield pg.socket_options(login_port=port)
+        finally:
+            process.terminate()
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/pgbouncer").exists(), reason="there is no PgBouncer")
+@pytest.mark.parametrize("ignored", ["", "options,extra_float_digits"], ids=["plain", "ignoring"])
+def test_t3_1_a_pooler_that_takes_away_settings_is_refused(pg: Postgres, vacuum: Caller, ignored: str) -> None:
+    bloat(pg, rows=5000)
+    with pgbouncer(pg, ignored) as options:
+        refused(Caller(pg_vacuum, {**options, "login_db": "prod"}), Invalid, "PgBouncer", "Give the address of the server itself", tables=[TABLE])
+    assert count(pg) == 0
+
+
+@contextlib.contextmanager
+def german(pg: Postgres, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[None]:
+    """The server speaks German, where the machine can: nobody may go by its words."""
+    place = pg.folder / "locales"
+    place.mkdir()
+    made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(place / "de_DE.UTF-8")], capture_output=True, check=False)
+    if made.returncode or pg.kind != "debian":
+        yield
+        return
+    with monkeypatch.context() as changed:
+        changed.setenv("LOCPATH", str(place))
+        pg.restart()
+        pg.set(lc_messages="de_DE.UTF-8")
+        with pytest.raises(psycopg2.Error, match="existiert nicht"):
+            pg.sql("SELECT * FROM nothing")
+        yield
+        pg.set(lc_messages=None)
+    pg.restart()
+
+
+def test_t3_2_what_the_server_skips_is_never_called_done_in_whatever_language(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    bloat(pg, rows=5000)
+    with german(pg, monkeypatch):
+        bloat(pg, rows=5000)
+        with session(pg, "BEGIN", f"LOCK TABLE {TABLE} IN SHARE UPDATE EXCLUSIVE MODE") as other:
+            answer, error = tried(vacuum, tables=[TABLE], lock_timeout="0.2s")
+            assert isinstance(error, Conflict)
+            assert f"process {other.info.backend_pid} (" in error.why
+            assert (answer["changed"], answer["results"][0]["changed"], answer["results"][0]["steps"]) == (False, False, [])
+        monkeypatch.setattr(pg_vacuum, "guard", lambda *_: pg.sql("REVOKE app FROM healer"))  # the right is lost just after it was looked at
+        answer, error = tried(vacuum, tables=[TABLE])
+        assert isinstance(error, NotConverged)
+        assert "nothing was done" in str(error)
+        assert (answer["changed"], answer["results"][0]["changed"]) == (False, False)
+        monkeypatch.undo()
+        refused(vacuum, Denied, "GRANT", tables=[TABLE])
+        refused(vacuum, Denied, "GRANT", tables=[TABLE], **FULL)
+    assert count(pg) == 0
+
+
+def test_t3_3_a_rewrite_is_known_by_its_file_not_by_counts(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    before, size = filenode(pg), of(pg, "pg_total_relation_size(c.oid)")
+    foretold = vacuum(tables=[TABLE], **FULL, check=True)
+    assert filenode(pg) == before
+    answer = vacuum(tables=[TABLE], **FULL)
+    (result,) = answer["results"]
+    assert (answer["steps"], answer["before"], answer["after"]) == (foretold["steps"], foretold["before"], foretold["after"])
+    assert answer["steps"] == ['VACUUM (FULL, SKIP_LOCKED, ANALYZE) "public"."events"']
+    assert result["before"] == {"filenode": before}
+    assert filenode(pg) != before
+    assert result["verified"] == {"filenode": "catalog"}
+    assert result["freed"] == size - of(pg, "pg_total_relation_size(c.oid)") > 0
+    assert count(pg) == 0
+    assert not vacuum(tables=[TABLE], **FULL)["changed"]
+    assert not vacuum(tables=[TABLE])["changed"]
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_t3_4_lost_statistics_are_a_reason_to_vacuum_once(pg: Postgres, vacuum: Caller, analyzed: bool) -> None:
+    if analyzed:
+        bloat(pg, rows=5000)
+    else:
+        pg.sql("CREATE TABLE events AS SELECT id FROM generate_series(1, 5000) id", database="prod")
+        pg.sql("ALTER TABLE events OWNER TO app", database="prod")
+    pg.restart("immediate")
+    pg.sql("INSERT INTO events VALUES (9000000)", database="prod")  # life goes on
+    answer = vacuum(tables=[TABLE])
+    assert answer["results"][0]["why"] == ["its statistics were lost, so nobody knows its dead rows"]
+    assert count(pg) == 1
+    assert not vacuum(tables=[TABLE])["changed"]
+
+
+def test_t3_4_lost_statistics_and_a_rewrite(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    pg.restart("immediate")
+    assert vacuum(tables=[TABLE], **FULL)["results"][0]["freed"] > 0
+    assert not vacuum(tables=[TABLE], **FULL)["changed"]
+
+
+def test_t3_4_nothing_can_be_told_where_nothing_is_counted(pg: Postgres, vacuum: Caller) -> None:
+    pg.set(track_counts="off")
+    pg.sql("CREATE TABLE events AS SELECT id FROM generate_series(1, 5000) id", database="prod")
+    pg.sql("ALTER TABLE events OWNER TO app", database="prod")
+    refused(vacuum, Refused, "track_counts", tables=[TABLE])
+
+
+def test_t3_4_an_empty_table_needs_nothing(pg: Postgres, vacuum: Caller) -> None:
+    pg.sql("CREATE TABLE events (id int)", database="prod", user="app")
+    pg.sql("CREATE TABLE nothing ()", database="prod", user="app")
+    for options in ({}, FULL):
+        answer = vacuum(schemas=["public"], **options)
+        assert not answer["changed"]
+        assert {result["dead_ratio"] for result in answer["results"]} == {0}
+    assert vacuum(tables=["events", "nothing"], **ANY, analyze=True)["changed"]
+    assert not vacuum(tables=["events", "nothing"], analyze=True)["changed"]
+    vacuum(tables=["events", "nothing"], full=True, min_bloat="0", min_bloat_ratio=0, assume_free_space="1")
+
+
+def test_t3_5_a_plain_vacuum_is_judged_by_dead_rows_not_by_bytes(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000, ratio=0)
+    delete(pg, "id > 2500")
+    size = of(pg, "pg_relation_size(c.oid)")
+    answer = vacuum(tables=[TABLE], truncate=False)
+    assert "TRUNCATE FALSE" in answer["steps"][0]
+    assert (answer["results"][0]["removed"], of(pg, "pg_relation_size(c.oid)")) == (2500, size)
+    delete(pg, "id > 1000")
+    answer = vacuum(tables=[TABLE])
+    assert answer["results"][0]["freed"] > 0
+    assert of(pg, "pg_relation_size(c.oid)") < size
+
+
+def test_t3_6_space_is_proved_or_said(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    unsaid = {name: value for name, value in FULL.items() if name != "assume_free_space"}
+    blind = Caller(pg_vacuum, {**vacuum.options, "login_user": "app", "login_password": "app-password"})
+    refused(blind, Refused, "assume_free_space", "pg_monitor", tables=[TABLE], **unsaid)
+    refused(vacuum, Refused, "assume_free_space is 1MiB", tables=[TABLE], **unsaid, assume_free_space="1MiB")
+    before = filenode(pg)
+    if os.geteuid() == 0:
+        assert vacuum(tables=[TABLE], **unsaid)["changed"]
+    else:
+        assert blind(tables=[TABLE], **FULL)["changed"]
+    assert filenode(pg) != before
+
+
+@contextlib.contextmanager
+def small_tablespace(pg: Postgres, size: str) -> t.Iterator[Path]:
+    """A tablespace ``small`` on a file system of its own."""
+    with tempfile.TemporaryDirectory(prefix="healer-lab-disk-", dir="/var/tmp") as folder:
+        image, place = Path(folder) / "image", Path(folder) / "place"
+        place.mkdir()
+        Path(folder).chmod(0o755)
+        with image.open("wb") as file:
+            file.truncate(Size(int(size) << 20))
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image)], check=True, stdin=subprocess.DEVNULL)
+        mounted = subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=False, capture_output=True)
+        if mounted.returncode:
+            pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+        try:
+            inner = place / "data"
+            inner.mkdir()
+            subprocess.run(["chown", ACCOUNT, str(inner)], check=True)
+            pg.sql(f"CREATE TABLESPACE small LOCATION '{inner}'")
+            try:
+                yield inner
+            finally:
+                pg.sql("DROP TABLE IF EXISTS events", database="prod")
+                pg.sql("DROP TABLESPACE small")
+        finally:
+            for _ in range(50):
+                if not subprocess.run(["umount", str(place)], check=False, capture_output=True).returncode:
+                    break
+                time.sleep(0.1)  # the server may still have a file of it open
+            else:
+                subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_t3_6_a_small_disk(pg: Postgres, vacuum: Caller) -> None:
+    with small_tablespace(pg, "24"):
+        bloat(pg, rows=50000)
+        pg.sql("ALTER TABLE events SET TABLESPACE small", database="prod")
+        pg.sql("CHECKPOINT")
+        before, rows = filenode(pg), pg.sql("SELECT count(*), sum(id) FROM events", database="prod")
+        proved = {name: value for name, value in FULL.items() if name != "assume_free_space"}
+        error = refused(vacuum, Refused, "are free there", tables=[TABLE], **proved)
+        assert "will not rewrite public.events" in error.what
+        pg.sql("CREATE INDEX more ON events (body) TABLESPACE pg_default", database="prod")
+        filler = "CREATE TABLE filler TABLESPACE small AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)"
+        pg.sql(filler, database="prod")
+        answer, error = tried(vacuum, tables=[TABLE], **FULL)  # it said that there was space
+        assert isinstance(error, TaskFailed)
+        assert "Free space on the server's disk" in error.fix
+        assert (answer["changed"], filenode(pg)) == (False, before)
+        assert pg.sql("SELECT count(*), sum(id) FROM events", database="prod") == rows
+        assert dead(pg) > 0
+        pg.sql("DROP TABLE filler", database="prod")
+
+
+def made_up(**values: t.Any) -> Table:
+    """A table that nobody has."""
+    numbers = dict(vacuum_count=0, analyze_count=0, live=1000, dead=0, toast_live=0, toast_dead=0, modified=0, pages=10, xid_age=1, mxid_age=1)
+    texts = dict(schema="public", relation="events", kind="r", owner="app", place="")
+    flags = dict(may=True, shared=False, temporary=False, identity=True)
+    rest = dict(key=1, root=1, filenode=1, rows=1000.0, last_vacuum=None, last_analyze=None, size=Size(1 << 20), heap=Size(1 << 19), fillfactor=100)
+    return Table(**{**numbers, **texts, **flags, **rest, **values})
+
+
+def wishes(**values: t.Any) -> _vacuum.Wishes:
+    options = dict(full=False, freeze=False, analyze=False, truncate=True, index_workers=None, buffer_usage_limit=None, min_dead_tuples=1000)
+    options.update(min_dead_ratio=0.1, min_xid_age=150000000, min_mxid_age=150000000, min_bloat=Size(0), min_bloat_ratio=0.3, lock_timeout=5.0)
+    options.update(max_duration=3600.0, cost_delay=0.0, fail_on_blocked_horizon=True, assume_free_space=None)
+    return _vacuum.Wishes(**{**options, **values})
+
+
+def site(**values: t.Any) -> _vacuum.Site:
+    return _vacuum.Site(**{**dict(version=180000, standby=False, counting=True, hidden=False, role="healer", xid=1000, wal=True), **values})
+
+
+BLOATED = Bloat(Size(1 << 18), 0.5, "estimate")
+
+
+def test_t3_7_what_no_server_can_do_together_is_refused_before_it_is_asked(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    refused(vacuum, Invalid, "index_workers and full=true exclude each other", tables=[TABLE], index_workers=2, **FULL)
+    refused(vacuum, Invalid, "buffer_usage_limit and full=true", tables=[TABLE], buffer_usage_limit="2MB", **FULL)
+    for options in (
+        dict(index_workers=-1),
+        dict(index_workers=1025),
+        dict(cost_delay=-1),
+        dict(cost_delay=101),
+        dict(cost_delay=float("nan")),
+        dict(lock_timeout="30d"),
+        dict(max_duration="3000w"),
+        dict(max_duration="9" * 400),
+        dict(min_dead_ratio=1.5),
+        dict(min_bloat_ratio=-1),
+    ):
+        refused(vacuum, Invalid, next(iter(options)), tables=[TABLE], **options)
+    if pg.version < 160000:
+        refused(vacuum, Invalid, "needs PostgreSQL 16", tables=[TABLE], buffer_usage_limit="2MB")
+    else:
+        refused(vacuum, Invalid, "buffer_usage_limit", tables=[TABLE], buffer_usage_limit="1")
+        assert "BUFFER_USAGE_LIMIT '2048 kB'" in vacuum(tables=[TABLE], buffer_usage_limit="2MB")["steps"][0]
+    vacuum(tables=[TABLE], **ANY, index_workers=2, freeze=True, truncate=False, analyze=True, cost_delay=0.5)
+    assert of(pg, "age(relfrozenxid)") < 10
+
+
+def test_t3_8_exactly_the_documented_rights_are_enough(pg: Postgres) -> None:
+    plain = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})
+    for grant in ["GRANT app TO healer"] if pg.version < 170000 else ["GRANT MAINTAIN ON events TO healer", "GRANT pg_maintain TO healer"]:
+        bloat(pg, rows=5000)
+        for options in ({}, dict(analyze=True), FULL):
+            refused(
+                plain, Denied, "healer may not: it is app's", 'GRANT "app" TO "healer"' if pg.version < 170000 else "GRANT MAINTAIN", tables=[TABLE], **options
+            )
+        pg.sql(grant, database="prod")
+        assert plain(tables=[TABLE])["changed"]
+        bloat(pg, rows=5000)
+        if "ON events" in grant:
+            pg.sql(grant, database="prod")
+        # Before 17 the owner's member sees the statistics of its columns as well; with MAINTAIN alone that needs SELECT.
+        if pg.version >= 170000:
+            assert "GRANT SELECT" in plain(tables=[TABLE], min_dead_tuples=10**6, **FULL)["results"][0]["notes"][0]
+            pg.sql("GRANT SELECT ON events TO healer", database="prod")
+        assert plain(tables=[TABLE], **FULL)["changed"]
+        pg.sql("REVOKE ALL ON events FROM healer", database="prod")
+        pg.sql(grant.replace("GRANT", "REVOKE").replace(" TO ", " FROM "), database="prod")
+    bloat(pg, rows=5000)
+    pg.sql("ALTER DATABASE prod OWNER TO healer")
+    assert plain(tables=[TABLE])["changed"]
+
+
+def test_t3_9_a_table_that_somebody_is_vacuuming_is_left_alone(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=20000)
+    bloat(pg, "other", rows=5000)
+    with vacuumed_by_somebody(pg) as pid:
+        answers = [vacuum(tables=[TABLE, "other"], check=check) for check in (True, False)]
+    for answer in answers:
+        assert [result["changed"] for result in answer["results"]] == [False, True]
+        assert f"process {pid} (VACUUM" in answer["results"][0]["notes"][0]
+        assert str(pid) in answer["results"][0]["skipped"]
+    assert (count(pg), count(pg, table="other")) == (0, 1)
+
+
+def test_t3_9_who_holds_the_lock_is_told_in_time(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    with session(pg, "BEGIN", f"LOCK TABLE {TABLE} IN SHARE MODE", application_name="report") as other:
+        foretold = vacuum(tables=[TABLE], check=True)
+        assert f"process {other.info.backend_pid} (lab, report, idle in transaction) has ShareLock" in foretold["results"][0]["notes"][0]
+        began = time.monotonic()
+        answer, error = tried(vacuum, tables=[TABLE], lock_timeout="0.3s")
+        assert 0.3 < time.monotonic() - began < 2
+        assert f"process {other.info.backend_pid} (lab, report, idle in transaction) has ShareLock" in error.why
+    assert (type(error), error.retryable, answer["changed"], count(pg)) == (Conflict, True, False, 0)
+    with session(pg, "BEGIN", f"LOCK TABLE {TABLE} IN SHARE MODE", "PREPARE TRANSACTION 'forgotten'"):
+        error = vacuum.fails(tables=[TABLE], lock_timeout="0.1s")
+    assert "prepared transaction forgotten has ShareLock" in error.why
+    pg.sql("ROLLBACK PREPARED 'forgotten'", database="prod")
+    assert vacuum(tables=[TABLE])["changed"]
+
+
+@contextlib.contextmanager
+def old_snapshot(pg: Postgres) -> t.Iterator[str]:
+    with session(pg, "BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1", application_name="report") as other:
+        yield f"pid {other.info.backend_pid}"
+
+
+@contextlib.contextmanager
+def prepared(pg: Postgres) -> t.Iterator[str]:
+    with session(pg, "BEGIN", "CREATE TABLE mine ()", "PREPARE TRANSACTION 'forgotten'"):
+        pass
+    yield "prepared transaction forgotten"
+    pg.sql("ROLLBACK PREPARED 'forgotten'", database="prod")
+
+
+@contextlib.contextmanager
+def stopped_standby(pg: Postgres) -> t.Iterator[str]:
+    with standby(pg) as copy:
+        with contextlib.closing(copy.connect("postgres")) as client, client.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            cursor.execute("SELECT 1")
+            until(lambda: pg.sql("SELECT xmin IS NOT NULL FROM pg_replication_slots") == [(True,)], 20)
+        copy.stop("immediate")
+        yield "slot healer_lab_standby"
+
+
+@contextlib.contextmanager
+def standby(pg: Postgres) -> t.Iterator[Postgres]:
+    """A standby of a server, which tells it what its queries may still see by a slot."""
+    folder = Path(tempfile.mkdtemp(prefix="healer-lab-pg-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    subprocess.run(["chown", "-R", f"--reference={pg.folder}", str(folder)], check=True)
+    copy = Postgres(pg.kind, folder, pg.bin)
+    where = f"host={pg.folder} port={pg.port} user=lab password=lab-password"
+    try:
+        copy._run(["pg_basebackup", "-D", str(copy.data), "-d", where, "-R", "-C", "-S", "healer_lab_standby", "-c", "fast", "-X", "stream"])
+        with (copy.data / "postgresql.conf").open("a") as conf:
+            conf.write(f"port = {copy.port}\nunix_socket_directories = '{folder}'\nhot_standby_feedback = on\nwal_receiver_status_interval = 1\n")
+        copy.start()
+        yield copy
+    finally:
+        copy.remove()
+
+
+HOLDERS = {"session": old_snapshot, "prepared": prepared, "standby": stopped_standby}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_t3_10_who_keeps_dead_rows_alive_is_named(pg: Postgres, vacuum: Caller, kind: str) -> None:
+    if kind == "standby" and pg.kind != "debian":
+        pytest.skip("one server with a standby is enough")
+    bloat(pg, rows=5000, ratio=0)
+    with HOLDERS[kind](pg) as holder:
+        delete(pg)
+        foretold = vacuum(tables=[TABLE], check=True)
+        assert holder in foretold["results"][0]["notes"][0]
+        answer, error = tried(vacuum, tables=[TABLE])
+        assert isinstance(error, NotConverged)
+        assert "still 2500 dead rows" in error.why
+        assert f"They are kept alive by {holder.partition('pid')[0]}" in error.why
+        assert holder in error.why
+        assert (answer["changed"], answer["results"][0]["left"], answer["results"][0]["removed"]) == (True, 2500, 0)
+        lenient = vacuum(tables=[TABLE], fail_on_blocked_horizon=False)
+        assert lenient["changed"]
+        assert holder in " ".join(lenient["results"][0]["notes"])
+    if kind != "standby":
+        assert vacuum(tables=[TABLE])["results"][0]["removed"] == 2500
+
+
+def test_t3_10_a_slot_that_holds_back_catalogs_is_not_blamed_for_tables(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000, ratio=0)
+    pg.sql("SELECT pg_create_logical_replication_slot('abandoned', 'pgoutput')", database="prod")
+    pg.sql("SELECT pg_create_physical_replication_slot('physical', true)")
+    delete(pg)
+    answer = vacuum(tables=[TABLE])
+    assert (answer["results"][0]["left"], answer["results"][0]["notes"]) == (0, [])
+    pg.sql("CREATE TABLE short_lived ()", database="prod")
+    for _ in range(3):
+        pg.sql("DO $$ BEGIN FOR i IN 1..600 LOOP EXECUTE 'COMMENT ON TABLE events IS ''' || i || ''''; END LOOP; END $$", database="prod")
+    owner = Caller(pg_vacuum, {**vacuum.options, "login_user": "lab", "login_password": "lab-password"})
+    error = owner.fails(tables=["pg_catalog.pg_description"], min_dead_ratio=0)
+    assert (type(error), "slot abandoned" in error.why) == (NotConverged, True)
+
+
+def test_t3_10_a_holder_that_began_after_the_deletes_is_not_blamed(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    with session(pg, "BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1"):
+        pg.sql("SELECT pg_current_xact_id()")
+        answer = vacuum(tables=[TABLE])
+    assert answer["results"][0]["left"] == 0
+
+
+def test_t3_10_a_hidden_holder(pg: Postgres) -> None:
+    pg.role("healer", grants=["app"])
+    plain = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})
+    bloat(pg, rows=5000, ratio=0)
+    with old_snapshot(pg) as holder:
+        delete(pg)
+        _answer, error = tried(plain, tables=[TABLE])
+    assert isinstance(error, NotConverged)
+    assert f"kept alive by session with unknown start ({holder}, lab@prod)" in error.why
+    assert 'GRANT pg_read_all_stats TO "healer" lets this role see what it does' in error.why
+    assert plain(tables=[TABLE])["changed"]
+
+
+def test_t3_10_a_rewrite_that_would_copy_dead_rows_is_not_begun() -> None:
+    table = made_up(dead=5000, bloat=BLOATED)
+    old = Holder("session", "6.1", 7, "prod", "app", None, "idle in transaction", 50, 3600.0)
+    for holder, conflict in (
+        (old, True),
+        (replace(old, seconds=1.0), False),
+        (replace(old, kind="slot", seconds=None), True),
+        (replace(old, catalogs=True), False),
+    ):
+        with pytest.raises(Conflict, match="nothing be won") if conflict else contextlib.nullcontext():
+            _vacuum.guard(wishes(full=True), table, site(holders=(holder,)))
+        _vacuum.guard(wishes(), table, site(holders=(holder,)))
+
+
+def test_t3_11_what_has_no_rows_of_its_own(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    pg.sql("CREATE VIEW seen AS SELECT * FROM events", database="prod", user="app")
+    refused(vacuum, Invalid, "it is a view", tables=["seen"])
+    refused(vacuum, Invalid, "it is an index", tables=["events_pkey"])
+    if pg.kind == "debian":
+        for statement in (
+            "CREATE EXTENSION postgres_fdw",
+            "CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw",
+            "CREATE FOREIGN TABLE away (id int) SERVER far",
+        ):
+            pg.sql(statement, database="prod")
+        refused(vacuum, Invalid, "it is a foreign table", tables=["away"])
+    with session(pg, "CREATE TEMPORARY TABLE passing AS SELECT id FROM generate_series(1, 5000) id", user="app"):
+        ((schema,),) = pg.sql("SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 'passing'", database="prod")
+        refused(vacuum, NotFound, "passing", tables=["passing"])
+        refused(vacuum, Refused, "temporary table of another session", tables=[f"{schema}.passing"])
+        assert vacuum(schemas=[schema], check=True)["results"] == []
+    assert vacuum(tables=["public.events"])["changed"]
+
+
+def test_t3_11_a_partitioned_table_is_its_partitions(pg: Postgres, vacuum: Caller) -> None:
+    for statement in (
+        "CREATE SCHEMA archive",
+        "CREATE TABLE measured (id int) PARTITION BY RANGE (id)",
+        "CREATE TABLE archive.measured PARTITION OF measured FOR VALUES FROM (0) TO (3000)",
+        "CREATE TABLE measured_2 PARTITION OF measured FOR VALUES FROM (3000) TO (6000) PARTITION BY RANGE (id)",
+        "CREATE TABLE measured_2a PARTITION OF measured_2 FOR VALUES FROM (3000) TO (6000)",
+        "INSERT INTO measured SELECT generate_series(0, 5999)",
+        "DELETE FROM measured WHERE id % 2 = 0",
+    ):
+        pg.sql(statement, database="prod", user="app")
+    refused(vacuum, Invalid, "archive.measured", "public.measured", tables=["measured"])
+    answer = vacuum(tables=["public.measured"], analyze=True)
+    assert {result["name"]: result["removed"] for result in answer["results"] if result["name"] != "public.measured_2"} == {
+        "public.measured": 0,
+        "archive.measured": 1500,
+        "public.measured_2a": 1500,
+    }
+    assert pg.sql("SELECT count(*) > 0 FROM pg_statistic WHERE starelid = 'public.measured'::regclass AND stainherit", database="prod") == [(True,)]
+    assert not vacuum(tables=["public.measured"], analyze=True)["changed"]
+    assert not vacuum(schemas=["public", "archive"], analyze=True)["changed"]
+
+
+def test_t3_11_a_materialised_view(pg: Postgres, vacuum: Caller) -> None:
+    pg.sql("CREATE MATERIALIZED VIEW summed AS SELECT id FROM generate_series(1, 5000) id", database="prod", user="app")
+    pg.sql("CREATE UNIQUE INDEX ON summed (id)", database="prod", user="app")
+    assert vacuum(tables=["summed"], **ANY)["changed"]
+    assert count(pg, table="summed") == 1
+    assert vacuum(tables=["summed"], analyze=True, full=True, min_bloat="0", min_bloat_ratio=0, assume_free_space="1GiB")["changed"]
+    assert not vacuum(tables=["summed"], analyze=True)["changed"]
+
+
+def test_t3_11_only_the_toast_table_is_full_of_dead_rows(pg: Postgres, vacuum: Caller) -> None:
+    for statement in (
+        "CREATE TABLE events (id int, body text)",
+        "ALTER TABLE events ALTER body SET STORAGE EXTERNAL",
+        "INSERT INTO events SELECT id, repeat('x', 20000) FROM generate_series(1, 200) id",
+        "UPDATE events SET body = repeat('y', 20000) WHERE id <= 150",
+    ):
+        pg.sql(statement, database="prod", user="app")
+    answer = vacuum(tables=[TABLE])
+    assert answer["results"][0]["dead_tuples"] == 150
+    assert "in its TOAST table" in answer["results"][0]["why"][0]
+    assert (answer["results"][0]["left"], answer["results"][0]["removed"]) == (0, 150 + answer["results"][0]["toast_dead_tuples"])
+    assert not vacuum(tables=[TABLE])["changed"]
+
+
+def test_t3_12_near_wraparound_nothing_but_a_plain_vacuum() -> None:
+    old = made_up(xid_age=1_700_000_000, bloat=BLOATED)
+    for options in (dict(full=True), dict(freeze=True)):
+        with pytest.raises(Refused, match="plain vacuum is quick enough"):
+            _vacuum.guard(wishes(**options), old, site())
+    _vacuum.guard(wishes(), old, site())
+    assert _vacuum.statement(wishes(), old, 150000) == 'VACUUM "public"."events"'
+    assert _vacuum.settings(wishes(), old, 5)["vacuum_freeze_table_age"] == "0"
+
+
+def test_t3_13_the_cost_delay_is_set(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    pg.mark()
+    vacuum(tables=[TABLE], cost_delay=2.5)
+    assert "set_config('vacuum_cost_delay', '2.5ms', false)" in pg.logged()
+
+
+def test_t3_14_workers_for_indexes(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    assert "PARALLEL 0" in vacuum(tables=[TABLE], **ANY, index_workers=0)["steps"][0]
+    assert "PARALLEL 2" in vacuum(tables=[TABLE], **ANY, index_workers=2)["steps"][0]
+
+
+SCRIPT = """
+import json, sys
+from ansible_collections.homelab.healer.plugins.modules import pg_vacuum
+from tests.lab.modules import call
+call(pg_vacuum, **json.loads(sys.argv[1]))
+"""
+
+
+def test_t3_15_the_server_ends_it_when_the_client_dies(pg: Postgres, vacuum: Caller, whole: bool) -> None:
+    if pg.kind != "debian" and not whole:
+        pytest.skip("it takes ten seconds; one server is enough")
+    bloat(pg, rows=20000)
+    pg.set(vacuum_cost_limit=1)
+    options = json.dumps({**vacuum.options, "tables": [TABLE], "cost_delay": 100})
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, options], cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL) as client:
+        try:
+            until(lambda: at_work(pg), 20)
+        finally:
+            client.kill()
+    until(lambda: not at_work(pg), 15)
+    pg.set(vacuum_cost_limit=None)
+    assert vacuum(tables=[TABLE])["changed"]
+
+
+def test_t3_15_time_is_over(pg: Postgres, vacuum: Caller) -> None:
+    for table in ("events", "second", "third"):
+        bloat(pg, table, rows=20000 if table == "events" else 5000)
+    pg.set(vacuum_cost_limit=1)
+    answer, error = tried(vacuum, tables=[TABLE, "second", "third"], cost_delay=100, max_duration="1s", parallel=1)
+    assert isinstance(error, TimedOut)
+    first, *rest = answer["results"]
+    assert "was cancelled; process" in first["error"]["why"]
+    assert "VACUUM, scanning heap" in first["error"]["why"]
+    assert (first["changed"], [result["changed"] for result in rest]) == (True, [False, False])
+    assert all("max_duration, 1 s, was over before it was begun" in result["error"]["why"] for result in rest)
+    assert [count(pg, table=table) for table in ("events", "second", "third")] == [0, 0, 0]
+    pg.set(vacuum_cost_limit=None)
+    assert vacuum(tables=[TABLE, "second", "third"])["changed"]
+
+
+def test_t3_15_time_is_over_in_a_rewrite_or_before_it_began(pg: Postgres, vacuum: Caller) -> None:
+    pg.sql("CREATE FUNCTION slow(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS 'BEGIN PERFORM pg_sleep(0.01); RETURN $1; END'", database="prod")
+    bloat(pg, rows=500)
+    pg.sql("DELETE FROM events WHERE id > 100", database="prod")
+    pg.sql("CREATE INDEX ON events (slow(id))", database="prod")
+    pg.sql("ANALYZE events", database="prod")
+    before = filenode(pg)
+    answer, error = tried(vacuum, tables=[TABLE], **FULL, max_duration="0.5s")
+    assert isinstance(error, TimedOut)
+    assert "VACUUM FULL" in error.why
+    assert (answer["changed"], filenode(pg)) == (False, before)
+    with session(pg, "BEGIN", f"LOCK TABLE {TABLE} IN SHARE MODE"):
+        answer, error = tried(vacuum, tables=[TABLE], **ANY, max_duration="0.3s")
+    assert (type(error), answer["changed"]) == (TimedOut, False)
+
+
+def test_t3_16_the_older_of_transactions_and_multixacts_of_table_and_toast() -> None:
+    assert _vacuum.why(wishes(), made_up(xid_age=200_000_000)) == ("it is 200000000 transactions and 1 multixacts old",)
+    assert _vacuum.why(wishes(), made_up(mxid_age=200_000_000)) == ("it is 1 transactions and 200000000 multixacts old",)
+    assert _vacuum.why(wishes(), made_up()) == ()
+
+
+def test_t3_16_age_goes_away(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000, ratio=0)
+    vacuum(tables=[TABLE], **ANY)
+    pg.sql("DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$", database="prod")
+    pg.sql("VACUUM events", database="prod")
+    assert vacuum(tables=[TABLE], min_xid_age=200, freeze=True)["changed"]
+    assert not vacuum(tables=[TABLE], min_xid_age=200, freeze=True)["changed"]
+
+
+def test_t3_16_age_that_somebody_holds_does_not_go_away(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000, ratio=0)
+    with old_snapshot(pg) as holder:
+        pg.sql("DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$", database="prod")
+        _answer, error = tried(vacuum, tables=[TABLE], min_xid_age=200, freeze=True)
+    assert (type(error), holder in error.why) == (NotConverged, True)
+
+
+def test_t3_17_a_rewrite_goes_by_the_exact_bloat_where_it_can(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    estimated = vacuum(tables=[TABLE], **FULL, check=True)["results"][0]
+    assert "(estimate)" in " ".join(estimated["why"])
+    if pg.kind == "debian":
+        pg.sql("CREATE EXTENSION pgstattuple", database="prod")
+        exact = vacuum(tables=[TABLE], **FULL, check=True)["results"][0]
+        assert "(exact)" in " ".join(exact["why"])
+        assert exact["bloat_ratio"] == pytest.approx(estimated["bloat_ratio"], abs=0.1)
+
+
+@pytest.mark.parametrize("needs", ["function", "table"])
+@pytest.mark.parametrize("options", [{}, FULL], ids=["analyze", "full"])
+def test_t3_18_an_index_whose_function_finds_nothing_says_what_to_do(pg: Postgres, vacuum: Caller, needs: str, options: dict[str, t.Any]) -> None:
+    bloat(pg, rows=2000)
+    body = {"function": "RETURN helper($1)", "table": "RETURN (SELECT min(x) FROM looked_up)"}[needs]
+    for statement in (
+        "CREATE FUNCTION helper(bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT $1'",
+        "CREATE TABLE looked_up AS SELECT 1::bigint AS x",
+        f"CREATE FUNCTION outer_one(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS 'BEGIN {body}; END'",
+        "CREATE TABLE copy (LIKE events)",
+        "CREATE INDEX ON copy (outer_one(id))",
+        "INSERT INTO copy SELECT * FROM events",
+        "DELETE FROM copy WHERE id % 2 = 0",
+    ):
+        pg.sql(statement, database="prod", user="app")
+    pg.sql("UPDATE pg_class SET reltuples = 500 WHERE relname = 'copy'", database="prod")
+    before = filenode(pg, table="copy")
+    answer, error = tried(vacuum, tables=["copy"], analyze=True, **{**options, "min_bloat_ratio": 0, "min_dead_tuples": 100})
+    assert isinstance(error, TaskFailed)
+    assert "ALTER FUNCTION ... SET search_path" in error.fix
+    assert (answer["changed"], filenode(pg, table="copy")) == (not options, before)
+
+
+@pytest.mark.parametrize("sql", ["SELECT count(*) FROM events", "INSERT INTO events VALUES (-1)"])
+def test_a_rewrite_never_queues_for_its_lock(pg: Postgres, vacuum: Caller, sql: str) -> None:
+    bloat(pg, rows=5000)
+    with session(pg, "BEGIN", "SELECT count(*) FROM events", application_name="report") as reader, ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE], **FULL, lock_timeout="1.2s")
+        slowest = 0.0
+        while not future.done():
+            began = time.monotonic()
+            pg.sql("BEGIN; SET LOCAL lock_timeout = '1s'; " + sql + "; ROLLBACK", database="prod")
+            slowest = max(slowest, time.monotonic() - began)
+        answer, error = future.result()
+        assert isinstance(error, Conflict)
+        assert f"process {reader.info.backend_pid} (lab, report, idle in transaction) has AccessShareLock" in error.why
+        assert (answer["changed"], slowest < 0.3) == (False, True), slowest
+        future = running(vacuum, pool, tables=[TABLE], **FULL, lock_timeout="5s")
+        until(lambda: bool(pg.sql("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'VACUUM (FULL%'")))
+        reader.cursor().execute("ROLLBACK")
+        answer, error = future.result()
+    assert (error, answer["changed"]) == (None, True)
+
+
+def test_check_mode_runs_no_maintenance(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    pg.mark()
+    for options in ({}, dict(analyze=True), FULL):
+        assert vacuum(tables=[TABLE], **options, check=True)["changed"]
+    assert set(re.findall(r"homelab\.healer LOG:  statement:\s+(\w+)", pg.logged())) == {"SELECT", "WITH"}
+    assert count(pg) == 0
+
+
+def test_two_runs_at_the_same_time(pg: Postgres, vacuum: Caller) -> None:
+    for number in range(6):
+        bloat(pg, f"t{number}", rows=2000, ratio=0.6)
+    for options in (dict(analyze=True), {**FULL, "min_bloat_ratio": 0.2}):
+        with ThreadPoolExecutor() as pool:
+            futures = [running(vacuum, pool, schemas=["public"], **options, parallel=3) for _ in range(2)]
+        for future in futures:
+            _answer, error = future.result()
+            assert error is None or isinstance(error, Conflict), error
+        assert not vacuum(schemas=["public"], **options)["changed"]
+
+
+def test_many_tables_at_once(pg: Postgres, vacuum: Caller) -> None:
+    with session(pg, user="app") as client, client.cursor() as cursor:
+        for number in range(60):
+            cursor.execute(f"CREATE TABLE t{number} AS SELECT generate_series(1, 50) AS id")
+            cursor.execute(f"DELETE FROM t{number} WHERE id % 2 = 0")
+    answer = vacuum(schemas=["public"], min_dead_tuples=10, parallel=4)
+    assert len(answer["steps"]) == 60
+    assert {(result["removed"], result["left"]) for result in answer["results"]} == {(25, 0)}
+    assert not vacuum(schemas=["public"], min_dead_tuples=10, parallel=4)["changed"]
+
+
+def test_one_tables_failure_leaves_the_others(pg: Postgres, vacuum: Caller) -> None:
+    for table in ("events", "second", "third"):
+        bloat(pg, table, rows=5000)
+    with session(pg, "BEGIN", "LOCK TABLE second IN SHARE MODE"):
+        answer, error = tried(vacuum, tables=["events", "second", "third"], lock_timeout="0.2s")
+    assert {result["name"]: result["changed"] for result in answer["results"]} == {"public.events": True, "public.second": False, "public.third": True}
+    assert "Not changed: public.second" in error.fix
+
+
+def test_a_vacuum_whose_session_is_ended_is_told(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=20000)
+    bloat(pg, "second", rows=5000)
+    pg.set(vacuum_cost_limit=1)
+    with ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE, "second"], cost_delay=20, parallel=1)
+        until(lambda: at_work(pg))
+        time.sleep(0.3)
+        pg.set(vacuum_cost_limit=None)
+        pg.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_vacuum")
+        answer, error = future.result()
+    assert isinstance(error, Unreachable)
+    assert {result["name"]: result["changed"] for result in answer["results"]} == {"public.events": True, "public.second": True}
+    assert count(pg, table="second") == 1
+    assert vacuum(tables=[TABLE])["changed"]
+
+
+def test_a_server_that_is_killed_meanwhile(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=20000)
+    pg.set(vacuum_cost_limit=1)
+    with ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE], cost_delay=100)
+        until(lambda: at_work(pg))
+        pg.kill()
+        answer, error = future.result()
+    assert isinstance(error, Unreachable)
+    assert (answer["changed"], answer["results"][0]["unknown"]) == (True, True)
+    assert isinstance(vacuum.fails(tables=[TABLE]), Unreachable)
+    pg.start()
+    pg.set(vacuum_cost_limit=None)
+    assert vacuum(tables=[TABLE])["changed"]
+    assert not vacuum(tables=[TABLE])["changed"]
+
+
+def test_a_server_that_goes_and_comes(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=2000, ratio=0.6)
+    seen: list[HealerError] = []
+    with ThreadPoolExecutor() as pool:
+        restarted = pool.submit(pg.restart, "fast")
+        while not restarted.done():
+            _answer, error = call(vacuum.module, True, **vacuum.options, tables=[TABLE])
+            seen += [error] if error else []
+        restarted.result()
+    assert {type(error) for error in seen} <= {Unreachable}, seen
+    assert all(error.retryable for error in seen)
+    assert vacuum(tables=[TABLE])["changed"]
+
+
+def test_a_standby_is_refused(debian_postgres: Postgres) -> None:
+    pg = debian_postgres
+    pg.reset()
+    for role in ("app", "healer"):
+        pg.role(role)
+    pg.database("prod", owner="app")
+    bloat(pg, rows=5000)
+    pg.sql("GRANT app TO healer")
+    with standby(pg) as copy:
+        options = copy.socket_options()
+        for wanted in ({}, ANY):
+            refused(Caller(pg_vacuum, {**options, "login_db": "prod"}), Refused, "standby", tables=[TABLE], **wanted)
+
+
+def test_connections_that_cannot_be(pg: Postgres, vacuum: Caller, tmp_path: Path) -> None:
+    bloat(pg, rows=2000)
+
+    def fails(kind: type[HealerError], *words: str, **options: t.Any) -> None:
+        error = refused(Caller(pg_vacuum, {**vacuum.options, **options}), kind, *words, tables=[TABLE])
+        assert "password" not in error.why or "healer-password" not in str(error)
+
+    fails(Denied, "login_password", login_password="wrong")
+    fails(NotFound, "Check the names of the database", login_db="Prod")
+    fails(Invalid, "login_db", login_db="")
+    fails(Unreachable, "login_port", login_port=_free_port())
+    fails(Invalid, "port", login_port=99999)
+    pg.sql("CREATE DATABASE closed ALLOW_CONNECTIONS false")
+    fails(Denied, "template or closed", login_db="closed")
+    pg.database("private")
+    pg.sql("REVOKE CONNECT ON DATABASE private FROM public")
+    fails(Denied, "GRANT CONNECT ON DATABASE", login_db="private")
+    pg.sql("ALTER ROLE healer NOLOGIN")
+    fails(Denied, "LOGIN")
+    pg.sql("ALTER ROLE healer LOGIN CONNECTION LIMIT 0")
+    fails(Unreachable, "connection")
+    pg.sql("ALTER ROLE healer CONNECTION LIMIT -1")
+    if pg.tls:
+        fails(Unreachable, "nowhere.invalid", login_host="nowhere.invalid")
+        trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+        fails(Unreachable, "ca_cert", ca_cert=str(tmp_path / "other.pem"))
+        fails(Unreachable, "ca_cert", ca_cert=None)
+        fails(Invalid, "ca_cert", ca_cert=str(tmp_path / "missing.pem"))
+    else:
+        unencrypted = {name: value for name, value in pg.options().items() if name != "login_unix_socket"}
+        fails(Unreachable, "ssl_mode=prefer", **unencrypted, login_host="127.0.0.1", login_unix_socket=None)
+
+
+def test_a_long_name_of_a_database_is_never_cut_to_another(pg: Postgres, vacuum: Caller) -> None:
+    name = "d" * 63
+    pg.database(name, owner="app")
+    bloat(pg, database=name, rows=2000)
+    _answer, error = tried(vacuum, tables=[TABLE], login_db=f"{name}x")
+    assert isinstance(error, (Invalid, NotFound))
+    assert Caller(pg_vacuum, {**vacuum.options, "login_db": name})(tables=[TABLE], min_dead_tuples=1)["changed"]

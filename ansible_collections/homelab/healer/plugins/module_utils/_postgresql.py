@@ -62,6 +62,8 @@ CREDENTIALS: dict[str, t.Any] = dict(mutually_exclusive=[("login_host", "login_u
 APPLICATION = "homelab.healer"
 """What our own sessions call themselves, so that they and an operator know them."""
 OLDEST = 130000
+LONGEST = 63
+"""Bytes that a name has at most; the server cuts off what is longer, which then is the name of something else."""
 READ_SECONDS = 60
 """How long one question may take, so that a server with trouble is not given more."""
 LOCK_SECONDS = 2
@@ -85,7 +87,6 @@ REFUSALS: tuple[tuple[str, type[HealerError], str], ...] = (
     ("3F000", NotFound, "Look again: it was removed in the meantime."),
     ("40P01", Conflict, "It came into a deadlock with somebody else; run this again."),
     ("42501", Denied, ""),
-    ("42883", TaskFailed, "If an index calls that function: name the schemas in its body, or set its search_path (ALTER FUNCTION ... SET search_path)."),
     ("42P01", NotFound, "Look again: it was removed or renamed in the meantime."),
     ("53100", TaskFailed, "Free space on the server's disk first."),
     ("53200", TaskFailed, "The server lacks memory; lower maintenance_work_mem, or give it more."),
@@ -96,6 +97,9 @@ REFUSALS: tuple[tuple[str, type[HealerError], str], ...] = (
     ("XX00", TaskFailed, "The data may be damaged: look into the server's log, and check with pg_amcheck before anything else is written."),
 )
 """What the server's refusals mean: how the SQLSTATE begins, the failure, and what to do. The first that fits."""
+NOT_FOUND_IN_FUNCTIONS = ("42883", "42P01", "42704")
+IN_FUNCTION = "A function that an index calls finds it by the search_path: name the schema in its body, or use ALTER FUNCTION ... SET search_path."
+"""Maintenance looks nowhere but in pg_catalog, from PostgreSQL 17 on by itself."""
 SLOTS = (
     "A superuser has superuser_reserved_connections left; from PostgreSQL 16 on, set reserved_connections (it is 0 by default) and "
     "GRANT pg_use_reserved_connections TO this role, then any role can be let in."
@@ -138,6 +142,10 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Server]:
     if IMPORT_ERROR:
         why = missing_required_lib("psycopg2")
         raise MissingLibrary("cannot speak to PostgreSQL", why=why, fix="Install it where this module runs: pip install psycopg2-binary.")
+    for option in ("login_db", "login_user"):
+        if not 0 < len(str(params[option]).encode("utf-8", "replace")) <= LONGEST:  # the server would cut it off, and that may be another's name
+            why = f"{option} is {'too long, as' if params[option] else 'empty, and'} a name has 1 to {LONGEST} bytes"
+            raise Invalid("cannot connect to PostgreSQL", why=why, fix=f"Correct {option}.")
     server = Server(params)
     try:
         server.greet()
@@ -180,7 +188,7 @@ def translated(what: str, writing: bool = False) -> t.Iterator[None]:
         yield
     except psycopg2.Error as error:
         raise refusal(what, error, writing) from error
-    except UnicodeError as error:
+    except ValueError as error:
         why = f"there is text that is not in the database's encoding: {error}"
         raise Invalid(what, why=why, fix="Name objects in plain letters, or look into the database's encoding (SQL_ASCII checks nothing).") from error
 
@@ -191,6 +199,8 @@ def refusal(what: str, error: t.Any, writing: bool = False) -> HealerError:
     if code is None:
         fix = "Look whether the server runs, and login_host and login_port name it."
         return Unreachable(what, why=said, fix=fix, uncertain=writing)
+    if code == "42883" or (code in NOT_FOUND_IN_FUNCTIONS and error.diag.context):
+        return TaskFailed(what, why=said, fix=IN_FUNCTION)
     for begin, failure, advice in REFUSALS:
         if code.startswith(begin):
             fix = advice or (SLOTS if code == "53300" else "Let the object's owner or a superuser grant what the server's words ask for.")
@@ -296,7 +306,7 @@ class Server:
     def maintain(self, what: str, statement: str, settings: t.Mapping[str, str], seconds: float, progress: t.Callable[[int], str]) -> None:
         """Run one statement of maintenance on a connection of its own; it is cancelled after so many seconds.
 
-        ``progress`` tells how far the process with this pid has come; it is asked just before that. If this client dies, the server ends the statement
+        ``progress`` tells how far the process with this pid has come, and nothing if it has not begun; it is asked just before that. If this client dies, the server ends the statement
         by itself: at once from PostgreSQL 14 on, before that when its time is up.
         """
         with self._for_maintenance() as connection:
@@ -311,8 +321,9 @@ class Server:
                     if not told:
                         raise
                     fix = "Run it again: what is done stays done. A longer max_duration lets it come to its end."
-                    late = TimedOut(what, why=f"it was not done after {seconds:.0f} s, and was cancelled; {told[0]}", fix=fix)
-                    late.partly = True
+                    far = told[0] or "it had not begun"
+                    late = TimedOut(what, why=f"it was not done after {seconds:g} s, and was cancelled; {far}", fix=fix)
+                    late.partly = bool(told[0])
                     raise late from error
 
     @contextlib.contextmanager
@@ -328,7 +339,8 @@ class Server:
             yield connection
         finally:
             with self._lock:
-                self._free.append(connection)
+                if not connection.closed:
+                    self._free.append(connection)
 
     def signal(self, what: str, function: str, pid: int, unchanged: t.Mapping[str, t.Any]) -> bool:
         """Send a session the signal of ``pg_cancel_backend`` or ``pg_terminate_backend``, if these columns of its activity are what they were.
@@ -349,7 +361,8 @@ def _cancelled_after(seconds: float, connection: t.Any, before: t.Callable[[], N
         if not over.wait(seconds):
             with contextlib.suppress(HealerError):
                 before()
-            connection.cancel()
+            with contextlib.suppress(psycopg2.Error):  # the connection is lost, which the statement tells
+                connection.cancel()
 
     watch = threading.Thread(target=wait, daemon=True)
     watch.start()

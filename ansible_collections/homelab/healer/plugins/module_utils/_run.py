@@ -246,7 +246,7 @@ def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
         state, left = now[outcome.state.key], again.get(outcome.state.key, Change())
         if actions and outcome.error:
             outcome.changed = _told_by(outcome, state)
-            happened = outcome.unknown and outcome.changed and len(outcome.done) == len(outcome.change.steps) - 1
+            happened = outcome.unknown and state != outcome.state and len(outcome.done) == len(outcome.change.steps) - 1
             if not happened:
                 _certain(outcome.error)
                 continue

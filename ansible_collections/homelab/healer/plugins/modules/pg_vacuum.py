@@ -50,6 +50,7 @@ options:
   full:
     description:
       - Whether bloated tables are rewritten, so that their space is given back. Nobody can read a table while that goes on.
+      - It is analyzed as well, whatever O(analyze) is, since the server would go on counting the dead rows that are gone.
       - The old table stays until the new one is whole. So its size with indexes must be free in its tablespace, and as much again for the log where
         C(wal_level) is above C(minimal). That is proved where the module runs on the server's host and may read the server's data, or else
         said by O(assume_free_space).
@@ -135,7 +136,7 @@ options:
 notes:
   - Before PostgreSQL 17 the role must be the owner of the tables or the database, or be granted that role. From 17 on C(MAINTAIN) on a table or
     C(pg_maintain) will do.
-  - To tell who holds dead rows alive it needs C(pg_read_all_stats), and to prove free space C(pg_read_all_settings); C(pg_monitor) has both.
+  - To tell what those who keep dead rows alive are doing, and since when, it needs C(pg_read_all_stats), and to prove free space C(pg_read_all_settings); C(pg_monitor) has both.
   - A table that autovacuum or somebody else is vacuuming already is left alone, with a note.
   - It cannot be undone, RV(reversibility) is V(none); no data changes by it.
   - A rewrite is known by the table's new file, a vacuum by the server's count of vacuums. What the server skips is a failure, in whatever language it says so.
@@ -323,20 +324,22 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, Values, plan_each
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotConverged, TimedOut
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotConverged, TaskFailed, TimedOut, Unreachable
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
-from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names, parse_schemas
 from ansible_collections.homelab.healer.plugins.module_utils._vacuum import (
     Site,
     Wishes,
     bloated,
+    check_site,
     check_space,
     check_wishes,
     foretold,
     guard,
     holding,
     how_far,
+    in_the_way,
     look_around,
     outdated,
     settings,
@@ -352,6 +355,8 @@ SHORT = 1.0
 """Seconds for which a rewrite may wait for a lock besides its table's, such as an index', while it has that one."""
 AGAIN = 0.25
 """Seconds between two tries to get a table's lock without queueing for it."""
+COUNTED_LATE = 3.0
+"""Seconds within which a server before PostgreSQL 15 counts a vacuum."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +365,7 @@ class Request(Wishes):
 
     login_db: str
     tables: tuple[Name | int, ...] | None = field(metadata={"parse": parse_names})
-    schemas: tuple[str, ...] | None
+    schemas: tuple[str, ...] | None = field(metadata={"parse": parse_schemas})
 
 
 @dataclass(frozen=True)
@@ -395,13 +400,14 @@ class Maintain(Step):
     def apply(self, client: Server) -> None:
         what = f"cannot run {self.sql}"
         try:
-            if "SKIP_LOCKED" in self.sql:
-                with client.alone:
+            with client.alone if self.identity == "filenode" else contextlib.nullcontext():
+                if self.sql.startswith("VACUUM (FULL, SKIP_LOCKED"):
                     self._rewrite(client, what)
-            else:
-                self._run(client, what, self.request.lock_timeout)
+                else:
+                    self._run(client, what, self.request.lock_timeout)
         except Conflict as error:
             raise Conflict(what, why=f"{error.why}; {who_has(client, self.table, self.identity == 'filenode')}", fix=error.fix) from error
+        self._need_done(client)
 
     def _run(self, client: Server, what: str, lock_timeout: float) -> None:
         left = self.request.max_duration - client.seconds()
@@ -409,18 +415,36 @@ class Maintain(Step):
             late = TimedOut(what, why=f"max_duration, {self.request.max_duration:g} s, was over before it was begun", fix="Run it again for what is left.")
             late.retryable = True
             raise late
-        client.maintain(what, self.sql, settings(self.request, self.table, lock_timeout), left, lambda pid: how_far(client, pid))
+        try:
+            client.maintain(what, self.sql, settings(self.request, self.table, lock_timeout), left, lambda pid: how_far(client, pid))
+        except (TaskFailed, TimedOut, Unreachable) as error:
+            begun = error.partly or error.uncertain or isinstance(error, TaskFailed)
+            error.partly = begun and self.identity == "vacuum_count"  # the others are done wholly or not at all
+            raise
 
     def _rewrite(self, client: Server, what: str) -> None:
         until = time.monotonic() + self.request.lock_timeout
         while True:
             with contextlib.suppress(Conflict):  # it had the table's lock, but not an index'
                 self._run(client, what, SHORT)
-            if find(client, [self.table.key], None)[0].filenode != self.table.filenode:
+            if self._done(client):
                 return
             if time.monotonic() >= until:
                 reason = f"nobody let go of the table within {self.request.lock_timeout:g} s"
                 raise Conflict(what, why=reason, fix="Wait until nobody uses it, or give a longer lock_timeout: it does not queue, so it holds nobody up.")
+            time.sleep(AGAIN)
+
+    def _done(self, client: Server) -> bool:
+        return bool(getattr(find(client, [self.table.key], None)[0], self.identity) != getattr(self.table, self.identity))
+
+    def _need_done(self, client: Server) -> None:
+        """What the server skips it calls a success, with a warning in any language. Before PostgreSQL 15 its counts come later."""
+        until = time.monotonic() + (COUNTED_LATE if client.version < 150000 else 0)
+        while self.table.kind != "p" and not self._done(client):
+            if time.monotonic() >= until:
+                reason = "the server skipped it, as its statistics and files show"
+                fix = "Look into the server's log; the role may have lost the right, or somebody had the table locked."
+                raise NotConverged(f"ran {self.sql}, but nothing was done", why=reason, fix=fix)
             time.sleep(AGAIN)
 
     def tell(self, client: Server, now: Target) -> Values:
@@ -428,13 +452,10 @@ class Maintain(Step):
         return dict(removed=max(0, self.table.all_dead - now.table.all_dead), left=now.table.all_dead, freed=freed)
 
     def prove(self, client: Server, now: Target) -> dict[str, str]:
-        if getattr(now.table, self.identity) == getattr(self.table, self.identity) and self.table.kind != "p":
-            reason = "the server skipped it, as its statistics and files show"
-            fix = "Look into the server's log; the role may have lost the right, or somebody had the table locked."
-            raise NotConverged(f"ran {self.sql}, but nothing was done", why=reason, fix=fix)
         left = still_needed(self.request, self.table, now.table) if self.identity != "analyze_count" else ()
         held = still_held(client, now.table, self.site) if left else ""
-        if left and (held or self.identity == "filenode") and self.request.fail_on_blocked_horizon:
+        bloated_still = self.identity == "filenode" and bloated(self.request, now.table)
+        if left and (held or bloated_still) and self.request.fail_on_blocked_horizon:
             reason = f"still {'; '.join(left)}. {held or 'The estimate is wrong for this table'}"
             fix = "End that or wait for it, then run this again." if held else "Add the extension pgstattuple to this database, so that it can be measured."
             raise NotConverged(f"ran {self.sql}, but it did not help", why=reason, fix=fix)
@@ -453,6 +474,8 @@ def observe(client: Server, request: Request) -> list[Target]:
 
 def plan(request: Request, now: t.Sequence[Target]) -> dict[t.Any, Change]:
     """A change for each table that needs it, and proof of the space for those that are rewritten."""
+    if now:
+        check_site(now[0].site)
     parents = {target.table.root for target in now if why(request, target.table)}
     changes = plan_each(now, lambda target: plan_one(request, target, target.key in parents))
     rewritten = [target.table for target in now if "filenode" in changes[target.key].before]
@@ -472,12 +495,14 @@ def plan_one(request: Request, target: Target, parent: bool) -> Change:
     guard(request, table, site)
     sql = statement(request, table, site.version)
     identity = "analyze_count" if sql.startswith("ANALYZE") else "filenode" if bloated(request, table) else "vacuum_count"
+    locks = [f"may have to wait: {lock}" for lock in in_the_way(site.locks, table, identity == "filenode")]
+    holders = [f"may keep dead rows: {holder}" for holder in holding(table, site)[:3]] if reasons else []
     return Change(
         {identity: getattr(table, identity)},
         {identity: "new" if identity == "filenode" else getattr(table, identity) + 1},
         steps=(Maintain(table, site, sql, identity, request),),
         reversibility="none",
-        notes=tuple(f"may keep dead rows: {holder}" for holder in holding(table, site)[:3]) if reasons else (),
+        notes=(*locks, *holders),
         facts=facts,
         action=True,
         shown=(figures(table), foretold(request, table) if reasons else figures(table)),
