@@ -93,6 +93,8 @@ Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 DISABLED = "disabled"
 """The state of a session that does not tell it (track_activities is off)."""
 STATES = ("active", "idle", "idle in transaction", "idle in transaction (aborted)", "fastpath function call", DISABLED)
+OUTSIDE = ("client backend", "walsender")
+"""What serves somebody outside of the server."""
 RUNNING = ("active", "fastpath function call")
 INCLUDES = ("superusers", "replication", "background", "maintenance", "tools", "own")
 TOOLS = (
@@ -164,7 +166,8 @@ PREPARED_BLOCKERS = f"""
 SELECT x.gid, x.owner::text AS "user", x.database::text AS database, array_agg(DISTINCT w.pid) AS pids
 FROM pg_locks w
     JOIN pg_locks h ON h.granted AND h.pid IS NULL AND {" AND ".join(f"h.{column} IS NOT DISTINCT FROM w.{column}" for column in SAME_LOCK)}
-    JOIN pg_prepared_xacts x ON h.virtualtransaction = '-1/' || x.transaction
+    JOIN pg_locks own ON own.granted AND own.pid IS NULL AND own.locktype = 'transactionid' AND own.virtualtransaction = h.virtualtransaction
+    JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
 WHERE NOT w.granted
 GROUP BY 1, 2, 3
 """
@@ -287,9 +290,12 @@ class Listing:
         """
         leader = {row.pid: row.leader_pid or row.pid for row in self.rows}
         waits: dict[int | str, set[int | str]] = defaultdict(set)
+        waiting: set[int | str] = set()
         for row in self.rows:
-            if row.blocked_by:
-                waits[leader[row.pid]].update(set(row.blocked_by) - {0, leader[row.pid]})
+            others = set(row.blocked_by or ()) - {leader[row.pid]}
+            if others:
+                waiting.add(leader[row.pid])
+                waits[leader[row.pid]].update(others - {0})
         stuck = {row.pid for row in self.rows if 0 in (row.blocked_by or ())}
         for prepared in self.prepared.values():
             for pid in stuck.intersection(prepared.pids):
@@ -298,7 +304,7 @@ class Listing:
         for waiter, blockers in waits.items():
             for blocker in blockers:
                 behind[blocker].add(int(waiter))
-        return {root: sorted(_reached(root, behind)) for root in behind if not waits.get(root)}
+        return {root: sorted(_reached(root, behind)) for root in behind if root not in waiting}
 
 
 def _reached(root: int | str, behind: t.Mapping[int | str, set[int]]) -> set[int]:
@@ -379,6 +385,11 @@ def session_names(texts: t.Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
+def naming(row: Row, names: t.Iterable[str] | None) -> list[str]:
+    """Which of these pids and ids mean this session; of one that is hidden only the pid can be told."""
+    return [name for name in names or () if name in (str(row.pid), row.id) or (row.hidden and name.endswith(f".{row.pid:x}"))]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Which sessions are meant: those that meet all criteria which are given."""
@@ -397,12 +408,8 @@ class Wanted:
 
     def need_a_criterion(self) -> None:
         """Refuse to mean everybody."""
-        if not any(getattr(self, name) not in (None, False) for name in CRITERIA):
+        if all(getattr(self, name) is None or getattr(self, name) is False for name in CRITERIA):
             raise Invalid("will not end sessions", why="no criterion is given, and that is never read as all", fix=f"Give one of {', '.join(CRITERIA)}.")
-
-    def naming(self, row: Row) -> list[str]:
-        """Which of the pids and ids that are named mean this session; of one that is hidden only the pid can be told."""
-        return [name for name in self.pids or () if name in (str(row.pid), row.id) or (row.hidden and name.endswith(f".{row.pid:x}"))]
 
     def meets_openly(self, row: Row, roots: t.Container[int | str]) -> bool:
         """Whether it meets those criteria that are judged by what everybody sees."""
@@ -411,7 +418,7 @@ class Wanted:
             and (self.users is None or row.user in self.users)
             and (self.application_names is None or row.application_name in self.application_names)
             and (not self.blocking_only or row.pid in roots)
-            and (self.pids is None or bool(self.naming(row)))
+            and (self.pids is None or bool(naming(row, self.pids)))
         )
 
     def meets(self, row: Row) -> bool | None:
@@ -513,7 +520,7 @@ def choose(listing: Listing, wanted: Wanted) -> list[Session]:
     watch, found = Watch(), []
     seen: set[str] = set()
     for row in listing.rows:
-        names = wanted.naming(row)
+        names = naming(row, wanted.pids)
         seen.update(names)
         openly = wanted.meets_openly(row, roots)
         why = {"self": "it is the one that would end it"} if row.self else excluded(row, wanted.users, wanted.include)
@@ -522,9 +529,11 @@ def choose(listing: Listing, wanted: Wanted) -> list[Session]:
                 found.append(Session(next(iter(names), str(row.pid)), False, row, listing))
             continue
         meets = openly and wanted.meets(row)
+        if not names and "background" in why and row.database is None:
+            continue  # nobody means the server's own processes by a user's name
         if (names or meets or (meets is None and not why)) and (names or not row.self):
             found.append(Session(str(row.id), False, row, listing, watch, why, meets, bool(names)))
-    found += [Session(name, True) for name in wanted.pids or () if name not in seen]
+    found += [Session(name, True, listing=listing) for name in wanted.pids or () if name not in seen]
     for prepared in listing.prepared.values() if wanted.pids is None else ():
         if prepared.key in roots and wanted.database in (None, prepared.database) and (wanted.users is None or prepared.user in wanted.users):
             found.append(Session(prepared.key, False, listing=listing, prepared=prepared))
@@ -721,7 +730,7 @@ COUNTED = {"by_state": "told_state", "by_database": "database", "by_user": "user
 def connections(server: Server, listing: Listing) -> dict[str, t.Any]:
     """How many connections clients may have, and have. Those of standbys are counted elsewhere."""
     (limits,) = server.rows("cannot see how many connections there may be", LIMITS)
-    clients = [row for row in listing.rows if row.backend_type == "client backend" or (row.hidden and row.logged_in)]
+    clients = [row for row in listing.rows if row.backend_type == "client backend" or (row.hidden and row.logged_in and row.database)]
     open_to_all = limits["max"] - limits["reserved"]
     by = {name: Counter(getattr(row, column) or "unknown" for row in clients) for name, column in COUNTED.items()}
     counts = {name: dict(sorted(counter.items())) for name, counter in by.items()}
@@ -736,9 +745,9 @@ SELECT datname::text AS database, age(datfrozenxid) AS xid_age, mxid_age(datminm
 def activity(server: Server, database: str | None, pids: t.Collection[str] | None, queries: bool) -> dict[str, t.Any]:
     """All that pg_activity_info tells. ``database`` and ``pids`` are whose sessions it tells, ``database`` whose horizon; the rest is the whole server's."""
     listing = look(server, blocking=True, queries=queries)
-    rows = [row for row in listing.rows if (row.database or row.user) and not row.self and database in (None, row.database)]
+    rows = [row for row in listing.rows if (row.database or row.backend_type in OUTSIDE) and not row.self and database in (None, row.database)]
     waits = [row.waiting or 0.0 for row in rows if row.blocked_by is not None]
-    rows = [row for row in rows if pids is None or str(row.pid) in pids or row.id in pids]
+    rows = [row for row in rows if pids is None or naming(row, pids)]
     return dict(
         sessions=[told(row, queries) for row in rows],
         found=len(rows),
