@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import signal
+import subprocess
 import threading
 import time
 import typing as t
@@ -13,7 +16,7 @@ import pytest
 from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _sessions
 from ansible_collections.homelab.healer.plugins.modules import pg_activity_info
 from tests.lab.modules import read
-from tests.lab.postgres import Pool, Postgres, blockers
+from tests.lab.postgres import Pool, Postgres, _environment, _free_port, blockers
 
 
 @pytest.fixture
@@ -143,8 +146,42 @@ def test_the_horizon(pg: Postgres, look: Look) -> None:
         assert {one["database"] for one in seen["wraparound"]} == {"postgres", "prod", "other", "template0", "template1"}
 
 
-def test_the_horizon_of_standbys(pg: Postgres) -> None:
-    """What a standby holds back by hot_standby_feedback is told, by its name; a slot with an xmin as well."""
+@contextlib.contextmanager
+def standby(pg: Postgres, *options: str) -> t.Iterator[None]:
+    """A standby of the server, which tells it what its own sessions still need to see."""
+    folder = pg.folder / "standby"
+    port = _free_port()
+    where = f"host={pg.folder} port={pg.port} user=lab password=lab-password application_name=mirror"
+    try:
+        pg._run(["pg_basebackup", "-D", str(folder), "-d", where, "-R", "-X", "stream", "-c", "fast", *options])
+        with (folder / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"port = {port}\nunix_socket_directories = '{folder}'\nhot_standby_feedback = on\nwal_receiver_status_interval = 1\n")
+        with subprocess.Popen(
+            pg._command(["postgres", "-D", str(folder)]), env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                yield
+            finally:
+                process.send_signal(signal.SIGQUIT)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("slot", [False, True])
+def test_a_standby_holds_back_all_databases(pg: Postgres, look: Look, slot: bool) -> None:
+    if not (pg.bin / "pg_basebackup").exists():
+        pytest.skip("this server has no pg_basebackup")
+    with standby(pg, *(("-C", "-S", "mirror") if slot else ())):
+        kind = "slot" if slot else "standby"
+        eventually(lambda: kind in {one["kind"] for one in look(database="prod")["horizon"]}, 30)
+        (one,) = (one for one in look(database="prod")["horizon"] if one["kind"] == kind)
+        assert (one["name"], one["catalogs"], one["age"] >= 0) == ("mirror", False, True)
+        assert one["pid"]
+        assert "walsender" in {session["backend_type"] for session in look()["sessions"]}
+    pg.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
+
+
+def test_holders_read_well() -> None:
     line = dict(kind="standby", name="standby1", pid=1, database=None, user="replicator", application_name="standby1", state="active", age=9, seconds=None)
     assert str(_sessions.Holder(**t.cast(t.Any, line))) == "standby standby1 (pid 1, replicator, active)"
     slot = _sessions.Holder("slot", "s", None, "prod", None, None, "inactive", 9, None, catalogs=True)
@@ -192,8 +229,10 @@ def test_progress_of_an_index(pg: Postgres, look: Look) -> None:
             assert (one["pid"], one["command"], one["share"]) == (pid, "CREATE INDEX CONCURRENTLY", None)
 
 
-def test_every_view_of_progress_of_this_server_can_be_asked(pg: Postgres) -> None:
-    views = {name for (name,) in pg.sql(_sessions.VIEWS)}
+def test_every_view_of_progress_of_this_server_can_be_asked(pg: Postgres, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_sessions.PROGRESS, "vacuum", ("a_newer_name", "heap_blks_total"))  # as a later server may have
+    assert look()["progress"] == []
+    views = {name for name, _columns in pg.sql(_sessions.VIEWS)}
     assert {f"pg_stat_progress_{name}" for name in ("vacuum", "analyze", "create_index", "cluster", "copy", "basebackup")} <= views
 
 

@@ -326,6 +326,23 @@ def test_t4_2_processes_of_the_server(pg: Postgres, terminate: Caller) -> None:
     _sessions.need_the_right(row, dataclasses.replace(without, signals_autovacuum=True), "")
 
 
+def test_t4_2_an_autovacuum_worker(pg: Postgres, terminate: Caller) -> None:
+    slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 0"
+    pg.sql(f"CREATE TABLE slow WITH ({slow}) AS SELECT generate_series(1, 200000) AS id; DELETE FROM slow", database="prod")
+    pg.set(autovacuum="on", autovacuum_naptime="1s")
+    worker = "SELECT a.pid FROM pg_stat_activity a JOIN pg_stat_progress_vacuum p USING (pid) WHERE a.backend_type = 'autovacuum worker'"
+    eventually(lambda: bool(pg.sql(worker)), 20)
+    pids = [str(pg.sql(worker)[0][0])]
+    assert "include to background, maintenance" in terminate.fails(pids=pids).fix
+    both = ["background", "maintenance"]
+    assert isinstance(terminate.fails(pids=pids, include=both, check=True), Denied)
+    if pg.version >= 180000:
+        pg.sql("GRANT pg_signal_autovacuum_worker TO healer")
+        assert only(terminate(pids=pids, include=both))["result"] == "gone"
+    else:
+        assert only(Caller(pg_terminate, pg.socket_options("lab"))(pids=pids, include=both))["result"] == "gone"
+
+
 def Row(**over: t.Any) -> _sessions.Row:
     return _sessions.Row(**{**dict.fromkeys(_sessions.Row.__dataclass_fields__), **over})
 
@@ -417,6 +434,7 @@ CHANGES: dict[str, dict[str, t.Any]] = {
     "states": dict(states=["idle in transaction"]),
     "min_idle": dict(min_idle="0"),
     "min_transaction_age": dict(min_transaction_age="0"),
+    "application_names": dict(),
     "blocking_only": dict(blocking_only=True),
 }
 
@@ -432,6 +450,7 @@ def test_t4_5_what_is_no_longer_what_was_meant(pg: Postgres, terminate: Caller, 
 
             def moves_on(_seen: t.Any) -> None:
                 cursor.execute("COMMIT")
+                cursor.execute("SET application_name = 'another'")
                 cursor.execute("BEGIN")
 
             stale(monkeypatch, moves_on)

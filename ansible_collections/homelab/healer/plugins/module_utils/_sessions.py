@@ -131,7 +131,11 @@ MAINTENANCE = (
 FRESH = 0.05
 """Seconds for which a look at the sessions serves all who wait."""
 
-VIEWS = "SELECT relname::text AS name FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relname ~ '^pg_stat_progress_[a-z_]+$' ORDER BY 1"
+VIEWS = """
+SELECT c.relname::text AS name, array_agg(a.attname::text) AS columns
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relname ~ '^pg_stat_progress_[a-z_]+$' GROUP BY 1 ORDER BY 1
+"""
 LISTING = """
 SELECT a.pid, {session_id} AS id, a.datname::text AS database, a.usename::text AS "user", a.usesysid IS NOT NULL AS logged_in, a.application_name,
     host(a.client_addr) AS client_addr, a.client_port, a.backend_type, a.leader_pid, a.state, a.backend_start, a.xact_start, a.query_start, a.state_change,
@@ -441,6 +445,7 @@ class Wanted:
     def unchanged(self, row: Row) -> dict[str, t.Any]:
         """The columns by which it was chosen, beside its start; if one changes, it is no longer what was meant."""
         columns = ["backend_start"]
+        columns += ["application_name"] if self.application_names else []
         columns += ["state", "state_change"] if self.states or self.min_idle is not None else []
         columns += ["xact_start"] if self.min_transaction_age is not None or self.blocking_only else []
         columns += ["state", "query_start"] if self.min_query_age is not None else []
@@ -685,15 +690,15 @@ def blockers(listing: Listing) -> list[dict[str, t.Any]]:
 
 
 PROGRESS = {
-    "vacuum": ("'VACUUM'", "heap_blks_scanned", "heap_blks_total"),
-    "analyze": ("'ANALYZE'", "sample_blks_scanned", "sample_blks_total"),
-    "create_index": ("command", "blocks_done", "blocks_total"),
-    "cluster": ("command", "heap_blks_scanned", "heap_blks_total"),
-    "repack": ("command", "heap_blks_scanned", "heap_blks_total"),
+    "vacuum": ("heap_blks_scanned", "heap_blks_total"),
+    "analyze": ("sample_blks_scanned", "sample_blks_total"),
+    "create_index": ("blocks_done", "blocks_total"),
+    "cluster": ("heap_blks_scanned", "heap_blks_total"),
+    "repack": ("heap_blks_scanned", "heap_blks_total"),
 }
-"""By view of progress: the command, and what is done of how much."""
+"""By view of progress: what is done of how much."""
 ONE_PROGRESS = """
-SELECT p.pid, {command} AS command, p.datname::text AS database, p.relid::bigint AS relation, p.phase, p.{done} AS done, p.{total} AS total,
+SELECT p.pid, {command} AS command, p.datname::text AS database, p.relid::bigint AS relation, p.phase, {done} AS done, {total} AS total,
     CASE WHEN p.datname = current_database() THEN p.relid::regclass::text END AS name
 FROM pg_stat_progress_{view} p
 """
@@ -702,9 +707,13 @@ FROM pg_stat_progress_{view} p
 def progress(server: Server) -> list[dict[str, t.Any]]:
     """How far maintenance has come that runs now. ``share`` is of the present phase or pass, from 0 to 1."""
     what = "cannot see how far maintenance has come"
-    there = [row["name"][len("pg_stat_progress_") :] for row in server.rows(what, VIEWS)]
-    views = [view for view in PROGRESS if view in there and (view != "cluster" or "repack" not in there)]
-    each = [ONE_PROGRESS.format(view=view, command=command, done=done, total=total) for view in views for command, done, total in [PROGRESS[view]]]
+    there = {row["name"][len("pg_stat_progress_") :]: row["columns"] for row in server.rows(what, VIEWS)}
+    each = []
+    for view, counters in PROGRESS.items():
+        if view in there and (view != "cluster" or "repack" not in there):
+            done, total = (f"p.{column}" if column in there[view] else "NULL::bigint" for column in counters)
+            command = "p.command" if "command" in there[view] else f"'{view.upper()}'"
+            each.append(ONE_PROGRESS.format(view=view, command=command, done=done, total=total))
     rows = server.rows(what, f"{' UNION ALL '.join(each)} ORDER BY pid")
     return [dict(row, share=round(min(1.0, row["done"] / row["total"]), 3) if row["total"] else None) for row in rows]
 
