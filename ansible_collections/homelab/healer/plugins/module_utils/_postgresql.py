@@ -224,9 +224,11 @@ def _unconnected(what: str, error: t.Any) -> HealerError:
 
 
 def _set(connection: t.Any, settings: t.Mapping[str, str]) -> None:
-    with connection.cursor() as cursor:
-        for name, value in settings.items():
-            cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+    """Change settings of a session, in one question."""
+    if settings:
+        with connection.cursor() as cursor:
+            each = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(settings))
+            cursor.execute(f"SELECT {each}", [part for setting in settings.items() for part in setting])
 
 
 class Server:
