@@ -635,7 +635,7 @@ def test_t4_9_nothing_is_killed(pg: Postgres, terminate: Caller) -> None:
     """A server of which one process was killed ends all its sessions and recovers; this one goes on."""
     ((before,),) = pg.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
     with Pool(pg, 5, "active"), session(pg, user="lab") as other:
-        terminate(users=["app"], mode="escalate", timeout=0)
+        terminate(users=["app"], mode="escalate")
         terminate(users=["app"])
         assert there(pg, other)
     assert pg.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'") == [(before,)]
@@ -749,6 +749,22 @@ def test_the_number_of_questions_does_not_grow(pg: Postgres, terminate: Caller) 
     few = asked(users=["app"], blocking_only=True), asked(users=["app"])
     with Pool(pg, 60):
         assert (asked(users=["app"], blocking_only=True), asked(users=["app"])) == few
+
+
+def wanted(**criteria: t.Any) -> _sessions.Wanted:
+    return _sessions.Wanted(**{**dict.fromkeys((*_sessions.CRITERIA, "include")), **criteria})
+
+
+def test_ten_thousand_are_judged_in_seconds() -> None:
+    rows = tuple(
+        Row(pid=pid, id=f"1.{pid:x}", user="app", application_name="pool", backend_type="client backend", logged_in=True, state="idle", state_age=9.0)
+        for pid in range(1, 10001)
+    )
+    began = time.monotonic()
+    by_state = _sessions.choose(_listing(rows=rows), wanted(states=("idle",), min_idle=5.0))
+    by_id = _sessions.choose(_listing(rows=rows), wanted(pids=tuple(str(row.id) for row in rows)))
+    assert (len(by_state), len(by_id)) == (10000, 10000)
+    assert time.monotonic() - began < 10
 
 
 NAMES = ["a", "A", "a ", " a", "%", "_", "a%", "à", "'", '"', "a'b", "\\", "a,b", "*", "?", "null", "0", "app", "prod", "x" * 63]

@@ -389,9 +389,11 @@ def session_names(texts: t.Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def naming(row: Row, names: t.Iterable[str] | None) -> list[str]:
+def naming(row: Row, names: t.AbstractSet[str]) -> list[str]:
     """Which of these pids and ids mean this session; of one that is hidden only the pid can be told."""
-    return [name for name in names or () if name in (str(row.pid), row.id) or (row.hidden and name.endswith(f".{row.pid:x}"))]
+    if row.hidden:
+        return [name for name in names if name == str(row.pid) or name.endswith(f".{row.pid:x}")]
+    return [name for name in (str(row.pid), str(row.id)) if name in names]
 
 
 @dataclass(frozen=True)
@@ -415,14 +417,14 @@ class Wanted:
         if all(getattr(self, name) is None or getattr(self, name) is False for name in CRITERIA):
             raise Invalid("will not end sessions", why="no criterion is given, and that is never read as all", fix=f"Give one of {', '.join(CRITERIA)}.")
 
-    def meets_openly(self, row: Row, roots: t.Container[int | str]) -> bool:
-        """Whether it meets those criteria that are judged by what everybody sees."""
+    def meets_openly(self, row: Row, roots: t.Container[int | str], named: bool) -> bool:
+        """Whether it meets those criteria that are judged by what everybody sees; ``named``: whether pids mean it."""
         return (
             self.database in (None, row.database)
             and (self.users is None or row.user in self.users)
             and (self.application_names is None or row.application_name in self.application_names)
             and (not self.blocking_only or row.pid in roots)
-            and (self.pids is None or bool(naming(row, self.pids)))
+            and (self.pids is None or named)
         )
 
     def meets(self, row: Row) -> bool | None:
@@ -522,12 +524,12 @@ class Session:
 def choose(listing: Listing, wanted: Wanted) -> list[Session]:
     """The sessions that are meant: also those that are excluded, those named that do not meet the rest, and those named that are gone."""
     roots = listing.roots() if wanted.blocking_only else {}
-    watch, found = Watch(), []
+    watch, found, asked = Watch(), [], frozenset(wanted.pids or ())
     seen: set[str] = set()
     for row in listing.rows:
-        names = naming(row, wanted.pids)
+        names = naming(row, asked)
         seen.update(names)
-        openly = wanted.meets_openly(row, roots)
+        openly = wanted.meets_openly(row, roots, bool(names))
         why = {"self": "it is the one that would end it"} if row.self else excluded(row, wanted.users, wanted.include)
         if row.hidden:
             if openly and not why:
@@ -756,7 +758,7 @@ def activity(server: Server, database: str | None, pids: t.Collection[str] | Non
     listing = look(server, blocking=True, queries=queries)
     rows = [row for row in listing.rows if (row.database or row.backend_type in OUTSIDE) and not row.self and database in (None, row.database)]
     waits = [row.waiting or 0.0 for row in rows if row.blocked_by is not None]
-    rows = [row for row in rows if pids is None or naming(row, pids)]
+    rows = [row for row in rows if pids is None or naming(row, frozenset(pids))]
     return dict(
         sessions=[told(row, queries) for row in rows],
         found=len(rows),
