@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extras import LogicalReplicationConnection
 
-from ansible_collections.homelab.healer.plugins.module_utils import _sessions
+from ansible_collections.homelab.healer.plugins.module_utils import _run, _sessions
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, NotFound, Refused, TimedOut, Unreachable
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import Role, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Answer
@@ -74,6 +74,10 @@ def eventually(check: t.Callable[[], bool], seconds: float = 10) -> None:
     while not check():
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def waits_for(pg: Postgres, waiter: int, blocker: int) -> None:
+    eventually(lambda: pg.sql("SELECT pg_blocking_pids(%s)", waiter) == [([blocker],)])
 
 
 def there(pg: Postgres, client: t.Any) -> bool:
@@ -434,30 +438,30 @@ CHANGES: dict[str, dict[str, t.Any]] = {
     "states": dict(states=["idle in transaction"]),
     "min_idle": dict(min_idle="0"),
     "min_transaction_age": dict(min_transaction_age="0"),
-    "application_names": dict(),
+    "application_names": dict(application_names=["victim"]),
     "blocking_only": dict(blocking_only=True),
 }
 
 
-@pytest.mark.parametrize("criterion", CHANGES)
-def test_t4_5_what_is_no_longer_what_was_meant(pg: Postgres, terminate: Caller, monkeypatch: pytest.MonkeyPatch, criterion: str) -> None:
+def test_t4_5_what_is_no_longer_what_was_meant(pg: Postgres, terminate: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     pg.sql("CREATE TABLE one AS SELECT 1 AS id; ALTER TABLE one OWNER TO app", database="prod")
-    with contextlib.closing(pg.connect("prod", "app", application_name="victim")) as victim, victim.cursor() as cursor:
-        cursor.execute("BEGIN")
-        cursor.execute("UPDATE one SET id = 2")
-        with session(pg, "UPDATE one SET id = 3", application="waiter") as waiter:
-            eventually(lambda: pg.sql("SELECT pg_blocking_pids(%s)", pid_of(waiter)) == [([pid_of(victim)],)])
+    for criterion, options in CHANGES.items():
+        with contextlib.closing(pg.connect("prod", "app", application_name="victim")) as victim, victim.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("UPDATE one SET id = 2")
+            with session(pg, "UPDATE one SET id = 3", application="waiter") as waiter, monkeypatch.context() as patch:
+                waits_for(pg, pid_of(waiter), pid_of(victim))
 
-            def moves_on(_seen: t.Any) -> None:
-                cursor.execute("COMMIT")
-                cursor.execute("SET application_name = 'another'")
-                cursor.execute("BEGIN")
+                def moves_on(_seen: t.Any, cursor: t.Any = cursor) -> None:
+                    cursor.execute("COMMIT")
+                    cursor.execute("SET application_name = 'another'")
+                    cursor.execute("BEGIN")
 
-            stale(monkeypatch, moves_on)
-            answer, error = call(pg_terminate, **terminate.options, application_names=["victim"], **CHANGES[criterion])
-        assert isinstance(error, Conflict)
-        assert error.retryable
-        assert (answer["changed"], only(answer)["result"], there(pg, victim)) == (False, "still_there", True)
+                stale(patch, moves_on)
+                answer, error = call(pg_terminate, **terminate.options, pids=[str(pid_of(victim))], **options)
+            assert isinstance(error, Conflict), criterion
+            assert error.retryable
+            assert (answer["changed"], only(answer)["result"], there(pg, victim)) == (False, "still_there", True)
 
 
 TWICE = "DO $$ BEGIN BEGIN PERFORM pg_sleep(1000); EXCEPTION WHEN query_canceled THEN NULL; END; END $$"
@@ -697,6 +701,7 @@ def test_a_connection_that_is_lost_is_no_lie(pg: Postgres, terminate: Caller, mo
         return real(server, *arguments)
 
     monkeypatch.setattr(Server, "signal", lost)
+    monkeypatch.setattr(_run, "STILL_UNDER_WAY", 0.1)
     with Pool(pg, 1) as pool:
         result = only(terminate(users=["app"]))
         assert (result["changed"], result["result"], pool.alive()) == (True, "gone", set())
