@@ -9,9 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info, lxc_info, lxc_power, lxc_resources, lxc_snapshot
+from ansible_collections.homelab.healer.plugins.modules import (
+    docker_limits,
+    docker_usage_info,
+    lxc_info,
+    lxc_power,
+    lxc_resources,
+    lxc_snapshot,
+    pg_activity_info,
+    pg_bloat_info,
+    pg_terminate,
+    pg_vacuum,
+)
 from tests.lab.engine import OwnEngine
 from tests.lab.playbooks import COLLECTION, Controller
+from tests.lab.postgres import Pool, Postgres, bloat, prepared
 from tests.lab.proxmox.client import Proxmox
 
 TYPES: dict[str, t.Any] = {"dict": dict, "list": list, "str": str, "int": int, "float": (int, float), "bool": bool}
@@ -47,7 +59,7 @@ def documented_answers(module: t.Any, tasks: list[dict[str, t.Any]], controller:
     assert run.returncode == 0, run.output
     name = module.__name__.rpartition(".")[2]
     answers = run.answers(f"homelab.healer.{name}")
-    assert len(answers) >= sum(any(key.startswith("homelab.") for key in task) for task in tasks)
+    assert len(answers) >= sum(f"homelab.healer.{name}" in task for task in tasks) > 0
     described = yaml.safe_load(module.RETURN)
     for answer in answers:
         looped = any("ansible_loop_var" in item for item in answer.get("results", []))
@@ -70,6 +82,21 @@ def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_do
 @pytest.mark.parametrize("module", [lxc_info, lxc_power, lxc_resources, lxc_snapshot], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_example_for_containers_of_proxmox_runs(module: t.Any, pve: Proxmox, pve_controller: Controller) -> None:
     documented_answers(module, copy.deepcopy(yaml.safe_load(module.EXAMPLES)), pve_controller)
+
+
+@pytest.mark.parametrize("module", [pg_activity_info, pg_bloat_info, pg_terminate, pg_vacuum], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_example_for_postgresql_runs(module: t.Any, debian_postgres: Postgres, tmp_path: Path) -> None:
+    pg = prepared(debian_postgres)
+    pg.role("healer", grants=["pg_monitor", "pg_signal_backend", "app"])
+    pg.sql("CREATE EXTENSION pgstattuple", database="prod")
+    bloat(pg)
+    tasks = copy.deepcopy(yaml.safe_load(module.EXAMPLES))
+    for task in tasks:
+        for options in task.values():
+            for name in pg.options() | pg.socket_options() if isinstance(options, dict) else ():
+                options.pop(name, None)  # the example's server is the lab's
+    with Pool(pg, 3, "idle in transaction"):
+        documented_answers(module, tasks, Controller(tmp_path, postgresql=pg.options()))
 
 
 def test_a_failure_on_proxmox_returns_what_is_documented(pve: Proxmox, pve_controller: Controller) -> None:

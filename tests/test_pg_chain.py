@@ -9,7 +9,7 @@ import pytest
 from psycopg2.extras import wait_select
 
 from tests.lab.playbooks import Controller
-from tests.lab.postgres import Pool, Postgres, blockers, bloat, prepared
+from tests.lab.postgres import Pool, Postgres, bloat, blockers, prepared
 
 
 @pytest.fixture(params=["embedded", "debian"])

@@ -40,8 +40,9 @@ class Story:
         record = run.record
         print(f"   {record['why']}")
         for diff in record["diff"]:
-            for side, lines in (("-", diff["before"]), ("+", diff["after"])):
-                print("\n".join(f"     {paint(f'{side} {line}', side)}" for line in lines.splitlines()))
+            before, after = (diff[side].splitlines() for side in ("before", "after"))
+            for side, lines, others in (("-", before, after), ("+", after, before)):
+                print("\n".join(f"     {paint(f'{side} {line}', side)}" for line in lines if line not in others))
         how = ", ".join(step["reversibility"] for step in record["plan"])
         by = f", by {json.dumps(record['undo'][0]['args'])}" if record["undo"] else ""
         print(f"   way back: {how}{by}")
