@@ -96,7 +96,7 @@ sessions:
       description: Its state; V(disabled) where C(track_activities) is off for it.
       type: str
     wait:
-      description: What it waits for, such as V(Lock:\ transactionid); V(null) if for nothing.
+      description: "What it waits for, such as V(Lock: transactionid); V(null) if for nothing."
       type: str
     backend_type:
       description: What kind of process it is.
