@@ -20,6 +20,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 
 from ansible_collections.homelab.healer.plugins.module_utils import _vacuum
@@ -365,9 +367,10 @@ def made_up(**values: t.Any) -> Table:
 
 
 def wishes(**values: t.Any) -> _vacuum.Wishes:
-    options = dict(full=False, freeze=False, analyze=False, truncate=True, index_workers=None, buffer_usage_limit=None, min_dead_tuples=1000)
-    options.update(min_dead_ratio=0.1, min_xid_age=150000000, min_mxid_age=150000000, min_bloat=Size(0), min_bloat_ratio=0.3, lock_timeout=5.0)
-    options.update(max_duration=3600.0, cost_delay=0.0, fail_on_blocked_horizon=True, assume_free_space=None)
+    options: dict[str, t.Any] = dict(full=False, freeze=False, analyze=False, truncate=True, fail_on_blocked_horizon=True)
+    options.update(dict.fromkeys(("index_workers", "buffer_usage_limit", "assume_free_space")), min_dead_tuples=1000, min_dead_ratio=0.1)
+    options.update(min_xid_age=150000000, min_mxid_age=150000000, min_bloat=Size(0), min_bloat_ratio=0.3)
+    options.update(lock_timeout=5.0, max_duration=3600.0, cost_delay=0.0)
     return _vacuum.Wishes(**{**options, **values})
 
 
@@ -729,13 +732,13 @@ def test_t3_16_the_older_of_transactions_and_multixacts_of_table_and_toast() -> 
     assert _vacuum.why(wishes(), made_up()) == ()
 
 
-def test_t3_16_age_goes_away(pg: Postgres, vacuum: Caller) -> None:
+@pytest.mark.parametrize("freeze", [True, False])
+def test_t3_16_age_goes_away(pg: Postgres, vacuum: Caller, freeze: bool) -> None:
     bloat(pg, rows=5000, ratio=0)
-    vacuum(tables=[TABLE], **ANY)
     pg.sql("DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$", database="prod")
     pg.sql("VACUUM events", database="prod")
-    assert vacuum(tables=[TABLE], min_xid_age=200, freeze=True)["changed"]
-    assert not vacuum(tables=[TABLE], min_xid_age=200, freeze=True)["changed"]
+    assert vacuum(tables=[TABLE], min_xid_age=200, freeze=freeze)["changed"]
+    assert not vacuum(tables=[TABLE], min_xid_age=200, freeze=freeze)["changed"]
 
 
 def test_t3_16_age_that_somebody_holds_does_not_go_away(pg: Postgres, vacuum: Caller) -> None:
@@ -808,6 +811,60 @@ def test_check_mode_runs_no_maintenance(pg: Postgres, vacuum: Caller) -> None:
         assert vacuum(tables=[TABLE], **options, check=True)["changed"]
     assert set(re.findall(r"homelab\.healer LOG:  statement:\s+(\w+)", pg.logged())) == {"SELECT", "WITH"}
     assert count(pg) == 0
+
+
+STATES = st.fixed_dictionaries(
+    {
+        "rows": st.integers(0, 3000),
+        "gone": st.integers(1, 10),
+        "moved": st.integers(1, 10),
+        "toasted": st.booleans(),
+        "indexed": st.booleans(),
+        "looked_at": st.sampled_from(["", "ANALYZE", "VACUUM", "VACUUM ANALYZE"]),
+    }
+)
+WANTED = st.fixed_dictionaries(
+    {},
+    optional={
+        "analyze": st.booleans(),
+        "freeze": st.booleans(),
+        "truncate": st.booleans(),
+        "full": st.booleans(),
+        "min_dead_tuples": st.sampled_from([1, 100, 1000]),
+        "min_dead_ratio": st.sampled_from([0, 0.01, 0.2, 0.5]),
+        "min_xid_age": st.sampled_from([5000, 10**8]),
+        "min_bloat": st.sampled_from(["8KiB", "100KiB"]),
+        "min_bloat_ratio": st.sampled_from([0.1, 0.3]),
+    },
+)
+
+
+def test_check_mode_foretells_any_run_and_a_second_has_nothing_to_do(pg: Postgres, vacuum: Caller, whole: bool) -> None:
+    seen = {True: 0, False: 0}
+
+    @settings(max_examples=100 if whole else 8, deadline=None, derandomize=not whole, database=None, suppress_health_check=list(HealthCheck))
+    @given(STATES, WANTED)
+    def holds(state: dict[str, t.Any], options: dict[str, t.Any]) -> None:
+        body = "repeat(md5(id::text), 400)" if state["toasted"] else "md5(id::text)"
+        with session(pg, "DROP TABLE IF EXISTS events", user="app") as client, client.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE events AS SELECT id, {body} AS body FROM generate_series(1, {state['rows']}) AS id")
+            if state["indexed"]:
+                cursor.execute("CREATE UNIQUE INDEX ON events (id)")
+            cursor.execute(f"DELETE FROM events WHERE id % {state['gone']} = 1")
+            cursor.execute(f"{state['looked_at']} {'events' if state['looked_at'] else 'SELECT 1'}")
+            cursor.execute(f"UPDATE events SET body = body || 'x' WHERE id % {state['moved']} = 1")
+        options = {"assume_free_space": "1GiB", **options}
+        foretold = vacuum(tables=[TABLE], **options, check=True)
+        answer = vacuum(tables=[TABLE], **options)
+        assert [foretold[part] for part in ("changed", "steps", "undo", "reversibility")] == [
+            answer[part] for part in ("changed", "steps", "undo", "reversibility")
+        ]
+        assert (foretold["before"], foretold["after"]) == (answer["before"], answer["after"])
+        assert not (again := vacuum(tables=[TABLE], **options))["changed"], again["results"][0]["why"]
+        seen[answer["changed"]] += 1
+
+    holds()
+    assert min(seen.values()) > 0, seen
 
 
 def test_two_runs_at_the_same_time(pg: Postgres, vacuum: Caller) -> None:
@@ -933,8 +990,8 @@ def test_connections_that_cannot_be(pg: Postgres, vacuum: Caller, tmp_path: Path
         fails(Unreachable, "ca_cert", ca_cert=None)
         fails(Invalid, "ca_cert", ca_cert=str(tmp_path / "missing.pem"))
     else:
-        unencrypted = {name: value for name, value in pg.options().items() if name != "login_unix_socket"}
-        fails(Unreachable, "ssl_mode=prefer", **unencrypted, login_host="127.0.0.1", login_unix_socket=None)
+        del vacuum.options["login_unix_socket"]
+        fails(Unreachable, "ssl_mode=prefer", login_host="127.0.0.1")
 
 
 def test_a_long_name_of_a_database_is_never_cut_to_another(pg: Postgres, vacuum: Caller) -> None:

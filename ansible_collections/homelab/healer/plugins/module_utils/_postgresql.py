@@ -113,15 +113,18 @@ UNCONNECTED: tuple[tuple[str, type[HealerError], str], ...] = (
     ("no password supplied", Denied, "Give login_password."),
     ("no pg_hba.conf entry", Denied, "Let pg_hba.conf admit this address, user and database, or connect by another way."),
     ("authentication failed", Denied, "Check login_user; over a socket it is often the name of the operating system's user."),
+    ("root certificate file", Invalid, "Give the certificate of the authority that signed the server's as ca_cert, or check its path."),
+    ("certificate file", Invalid, "Check the path of ssl_cert, and that it can be read."),
+    ("private key file", Invalid, "Give the key that belongs to ssl_cert as ssl_key; nobody else may read that file."),
     ("does not exist", NotFound, "Check the names of the database and of login_user, in upper and lower case."),
     ("is not permitted to log in", Denied, "ALTER ROLE ... LOGIN lets it."),
     ("permission denied for database", Denied, "GRANT CONNECT ON DATABASE ... TO that role."),
     ("not currently accepting connections", Denied, "Name another database; this one is a template or closed."),
     ("server does not support SSL", Unreachable, "Turn on TLS on the server (ssl=on), or say with ssl_mode=prefer that all may go unencrypted."),
-    ("root certificate file", Invalid, "Give the certificate of the authority that signed the server's as ca_cert, or check its path."),
     ("certificate", Unreachable, "Give the authority's certificate as ca_cert, and as login_host a name that stands in the server's certificate."),
     ("SSL error", Unreachable, "Give the authority's certificate as ca_cert, or look into the server's log."),
-    ("invalid", Invalid, "Correct that option."),
+    ("invalid port number", Invalid, "Correct login_port."),
+    ("invalid value for parameter", Invalid, "Correct that option."),
 )
 """The same for what goes wrong while connecting, which comes without a SQLSTATE: a phrase in it instead. What none fits is ``Unreachable``."""
 
@@ -308,8 +311,8 @@ class Server:
     def maintain(self, what: str, statement: str, settings: t.Mapping[str, str], seconds: float, progress: t.Callable[[int], str]) -> None:
         """Run one statement of maintenance on a connection of its own; it is cancelled after so many seconds.
 
-        ``progress`` tells how far the process with this pid has come, and nothing if it has not begun; it is asked just before that. If this client dies, the server ends the statement
-        by itself: at once from PostgreSQL 14 on, before that when its time is up.
+        ``progress`` tells how far the process with this pid has come, and nothing if it has not begun; it is asked just before that. If this client
+        dies, the server ends the statement by itself: at once from PostgreSQL 14 on, before that when its time is up.
         """
         with self._for_maintenance() as connection:
             with translated(what):

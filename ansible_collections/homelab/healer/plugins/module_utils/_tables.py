@@ -230,7 +230,9 @@ FROM wanted w JOIN pg_class c ON c.oid = w.oid JOIN pg_namespace n ON n.oid = c.
         AND c.oid NOT IN (SELECT oid FROM locked) AND c.reltoastrelid NOT IN (SELECT oid FROM locked) AS free) f
 ORDER BY c.oid, w.root = c.oid
 """
-"""A table may be found by its own name and as another's partition. Asking for the size of a table waits for those who have it locked, so that is left out for these. No vacuum of anything is among them."""
+"""A table may be found by its own name and as another's partition, which is why it may come twice.
+
+Asking for the size of a table waits for those who have it locked, so that is left out for these. No vacuum of anything is among them."""
 COLUMNS = """
 SELECT a.attrelid::bigint AS key, array_agg(a.attlen::int ORDER BY a.attnum) AS lengths, array_agg(a.attalign::text ORDER BY a.attnum) AS alignments,
     array_agg(CASE WHEN a.attisdropped OR a.attgenerated = 'v' THEN 1 ELSE s.null_frac::float8 END ORDER BY a.attnum) AS nulls,
@@ -350,32 +352,35 @@ def measured(server: Server, tables: t.Sequence[Table], exact: bool) -> list[Tab
 
 def _measured_exactly(server: Server, tables: t.Sequence[Table], oids: t.Sequence[int]) -> list[Table]:
     what = "cannot measure bloat exactly"
-    found = server.rows(what, "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pgstattuple'")
-    if not found:
+    extension = _pgstattuple(server)
+    if not extension:
         fix = f"A superuser adds it with CREATE EXTENSION pgstattuple in {server.database} (Debian has it in the server's package), or leave out exact."
         raise Invalid(what, why=f"the database {server.database} does not have the extension pgstattuple", fix=fix)
-    if not has_pgstattuple(server):
-        fix = f"GRANT pg_stat_scan_tables TO {quoted(server.role.name)} lets it, or leave out exact."
-        raise Denied(what, why=f"the role {server.role.name} may not use pgstattuple", fix=fix)
-    schema = quoted(found[0]["nspname"]).replace("%", "%%")
-    rows = server.rows(what, EXACT.format(schema=schema), dict(oids=list(oids))) if oids else []
-    seen = {row["key"]: (row["heap"], row["heap"] - row["bloat"]) for row in rows}
-    return [replace(table, bloat=_measured(table, *seen[table.key]) if table.key in seen else None) for table in tables]
+    schema, role = quoted(extension["schema"]), quoted(server.role.name)
+    needs = {"execute": f"GRANT pg_stat_scan_tables TO {role}", "usage": f"GRANT USAGE ON SCHEMA {schema} TO {role}"}
+    lacking = [grant for right, grant in needs.items() if not extension[right]]
+    if lacking:
+        raise Denied(what, why=f"the role {server.role.name} may not use pgstattuple", fix=f"{' and '.join(lacking)}, or leave out exact.")
+    rows = server.rows(what, EXACT.format(schema=schema.replace("%", "%%")), dict(oids=list(oids))) if oids else []
+    seen = {row["key"]: Bloat(Size(row["bloat"]), row["bloat"] / row["heap"] if row["heap"] else 0.0, "exact") for row in rows}
+    return [replace(table, bloat=seen.get(table.key)) for table in tables]
 
 
-def _measured(table: Table, heap: int, used: int) -> Bloat:
-    """What is neither used nor kept free by the fill factor, as a rewrite would keep it free again."""
-    return _bloat(heap - math.ceil(used * 100 / table.fillfactor), heap, "exact")
+def _pgstattuple(server: Server) -> dict[str, t.Any]:
+    """Where the extension is, and whether this role may use it; empty where it is not."""
+    found = server.rows(
+        "cannot look for pgstattuple",
+        "SELECT n.nspname AS schema, has_function_privilege(p.oid, 'EXECUTE') AS execute, has_schema_privilege(n.oid, 'USAGE') AS usage"
+        " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace JOIN pg_proc p ON p.pronamespace = n.oid"
+        " WHERE e.extname = 'pgstattuple' AND p.proname = 'pgstattuple_approx'",
+    )
+    return found[0] if found else {}
 
 
 def has_pgstattuple(server: Server) -> bool:
     """Whether bloat can be measured exactly here, by this role."""
-    (row,) = server.rows(
-        "cannot look for pgstattuple",
-        "SELECT count(*) AS found FROM pg_extension e JOIN pg_proc p ON p.pronamespace = e.extnamespace AND p.proname = 'pgstattuple_approx'"
-        " WHERE e.extname = 'pgstattuple' AND has_function_privilege(p.oid, 'EXECUTE') AND has_schema_privilege(e.extnamespace, 'USAGE')",
-    )
-    return bool(row["found"])
+    extension = _pgstattuple(server)
+    return bool(extension and extension["execute"] and extension["usage"])
 
 
 def estimate(table: Table, block: int, columns: t.Sequence[Column]) -> Bloat | None:

@@ -24,6 +24,8 @@ EMERGENCY = 1_600_000_000
 """The age in transactions from which on only the quickest way to a younger one counts; vacuum_failsafe_age by default."""
 OLD_READER = 60
 """Seconds after which a transaction that may still see old rows keeps a table from being rewritten, since its dead rows would be copied."""
+FREEZE_MIN_AGE, MXID_FREEZE_MIN_AGE = 50_000_000, 5_000_000
+"""PostgreSQL's defaults of how old a row, or its lock, must be before a vacuum freezes it."""
 STALE = 0.1
 """Which part of a table's rows must have changed before its statistics are worth being made anew; autovacuum's own default."""
 
@@ -34,6 +36,8 @@ BOUNDS: dict[str, tuple[float, float]] = dict(
     min_dead_tuples=(0, 1 << 63),
     min_dead_ratio=(0, 1),
     min_bloat_ratio=(0, 1),
+    min_xid_age=(0, 1 << 63),
+    min_mxid_age=(0, 1 << 63),
     lock_timeout=(0, 86400),
     max_duration=(0, 14 * 86400),
     cost_delay=(0, 100),
@@ -239,9 +243,15 @@ def statement(wishes: Wishes, table: Table, version: int) -> str:
 
 
 def settings(wishes: Wishes, table: Table, lock_timeout: float) -> dict[str, str]:
-    """What the session that does it is set to, times in seconds. Age is cured only by a vacuum that looks at every page, whatever the server's settings."""
-    ages = {"vacuum_freeze_table_age": "0", "vacuum_multixact_freeze_table_age": "0"} if aged(wishes, table) else {}
-    return {"lock_timeout": f"{max(1, round(lock_timeout * 1000))}ms", "vacuum_cost_delay": f"{wishes.cost_delay}ms", **ages}
+    """What the session that does it is set to, times in seconds.
+
+    Age is cured only by a vacuum that looks at every page, and leaves no row that is as old as what asked for it, whatever the server's settings.
+    """
+    ages = {"vacuum_freeze_table_age": 0, "vacuum_multixact_freeze_table_age": 0}
+    ages["vacuum_freeze_min_age"] = min(wishes.min_xid_age // 2, FREEZE_MIN_AGE)
+    ages["vacuum_multixact_freeze_min_age"] = min(wishes.min_mxid_age // 2, MXID_FREEZE_MIN_AGE)
+    younger = {name: str(age) for name, age in ages.items()} if aged(wishes, table) else {}
+    return {"lock_timeout": f"{max(1, round(lock_timeout * 1000))}ms", "vacuum_cost_delay": f"{wishes.cost_delay}ms", **younger}
 
 
 def check_site(site: Site) -> None:
@@ -343,7 +353,8 @@ SELECT l.relation::bigint AS table, l.mode, floor(extract(epoch FROM clock_times
         ELSE format('process %%s (%%s, %%s, %%s)', l.pid, coalesce(a.usename::text, a.backend_type, 'hidden'), coalesce(nullif(a.application_name, ''),
             'without a name'), coalesce(a.state, 'no state')) END AS holder
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-    LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+    LEFT JOIN pg_locks p ON l.pid IS NULL AND p.pid IS NULL AND p.locktype = 'transactionid' AND p.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts x ON x.transaction = p.transactionid
 WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.relation = ANY(%s::oid[])
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY coalesce(a.xact_start, x.prepared) NULLS LAST

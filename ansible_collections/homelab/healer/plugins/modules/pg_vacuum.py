@@ -136,7 +136,8 @@ options:
 notes:
   - Before PostgreSQL 17 the role must be the owner of the tables or the database, or be granted that role. From 17 on C(MAINTAIN) on a table or
     C(pg_maintain) will do.
-  - To tell what those who keep dead rows alive are doing, and since when, it needs C(pg_read_all_stats), and to prove free space C(pg_read_all_settings); C(pg_monitor) has both.
+  - To tell what those who keep dead rows alive are doing, and since when, it needs C(pg_read_all_stats), and to prove free space
+    C(pg_read_all_settings); C(pg_monitor) has both.
   - A table that autovacuum or somebody else is vacuuming already is left alone, with a note.
   - It cannot be undone, RV(reversibility) is V(none); no data changes by it.
   - A rewrite is known by the table's new file, a vacuum by the server's count of vacuums. What the server skips is a failure, in whatever language it says so.
