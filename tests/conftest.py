@@ -25,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the long tests whole instead of a sample of them")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what measures, so that it can be run with the machine to itself; the rest of a file stays together, with the servers that it starts."""
+    for item in items:
+        if "engine" in getattr(item, "fixturenames", ()) or "bench" in item.path.parts:
+            item.add_marker("alone")
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest) -> bool:
     """Whether the long tests are to run whole."""

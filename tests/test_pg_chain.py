@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import typing as t
 from pathlib import Path
 
 import pytest
+import yaml
 from psycopg2.extras import wait_select
 
-from tests.lab.playbooks import Controller
+from tests.lab.playbooks import COLLECTION, Controller
 from tests.lab.postgres import Pool, Postgres, bloat, blockers, prepared
 
 
-@pytest.fixture(params=["embedded", "debian"])
-def pg(request: pytest.FixtureRequest, whole: bool) -> Postgres:
-    """The newer server, and with ``--all`` the older one as well: what they have to do with the chain is the same."""
-    if request.param == "debian" and not whole:
-        pytest.skip("the chain runs on the newer server only: --all")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """On the newer server, and with ``--all`` on the older one as well: what they have to do with the chain is the same."""
+    if "pg" not in metafunc.fixturenames:
+        return
+    metafunc.parametrize("pg", ["embedded", "debian"] if metafunc.config.getoption("--all") else ["embedded"], indirect=True)
+
+
+@pytest.fixture
+def pg(request: pytest.FixtureRequest) -> Postgres:
     return prepared(request.getfixturevalue(f"{request.param}_postgres"))
 
 
 @pytest.fixture
 def controller(pg: Postgres, tmp_path: Path) -> Controller:
-    """A controller whose role has the documented rights: those of the tables' owner, to see all, and to signal."""
-    pg.role("healer", grants=["pg_monitor", "pg_signal_backend", "app"])
+    """A controller whose role has the documented rights."""
+    pg.role("healer", grants=["pg_monitor", "pg_signal_backend", "pg_maintain" if pg.version >= 170000 else "app"])
     return Controller(tmp_path, postgresql=pg.options())
 
 
@@ -34,15 +41,10 @@ def dead(pg: Postgres, table: str = "public.events") -> int:
 
 def test_a_bloated_table_is_vacuumed_and_measured_again(pg: Postgres, controller: Controller) -> None:
     bloat(pg)
-    pg.mark()
-    run = controller.play("homelab.healer.heal_pg_bloat", "--check", "--diff")
-    assert run.record["outcome"] == "planned", run.output
-    assert not [line for line in pg.logged().splitlines() if "VACUUM (" in line]
-    assert "-dead_tuples: 26667" in run.output, run.output
-    planned = run.record["plan_id"]
-
+    planned = controller.play("homelab.healer.heal_pg_bloat", "--check", "--diff")
+    assert "-dead_tuples: 26667" in planned.output, planned.output
     run = controller.play("homelab.healer.heal_pg_bloat", database="prod", table="events")
-    assert (run.returncode, run.record["outcome"], run.record["plan_id"]) == (0, "healed", planned), run.output
+    assert (run.returncode, run.record["outcome"], run.record["plan_id"]) == (0, "healed", planned.record["plan_id"]), run.output
     assert run.record["results"][0]["results"][0]["removed"] == 26667
     assert (dead(pg), run.record["undo"]) == (0, [])
     assert run.record["plan"][0]["reversibility"] == "none"
@@ -73,14 +75,55 @@ def test_a_table_that_is_named_is_vacuumed_in_any_case(pg: Postgres, controller:
 def test_sessions_that_were_listed_are_ended_and_no_others(pg: Postgres, controller: Controller) -> None:
     pg.database("other", owner="app")
     with Pool(pg, 5) as pool, Pool(pg, 2, database="other") as other, Pool(pg, 1, user="lab") as superuser:
-        run = controller.play("homelab.healer.clear_connections", "--check", database="prod", user="app")
-        assert (run.record["outcome"], len(pool.alive())) == ("planned", 5), run.output
         run = controller.play("homelab.healer.clear_connections", database="prod")
         assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
         assert (len(pool.alive()), len(other.alive()), len(superuser.alive())) == (0, 2, 1)
         run = controller.play("homelab.healer.clear_connections", database="prod")
         assert (run.returncode, run.record["outcome"]) == (0, "healthy"), run.output
-    assert controller.play("homelab.healer.clear_connections").record["outcome"] == "needs_human"
+
+
+def test_nothing_named_means_nobody(pg: Postgres, controller: Controller) -> None:
+    with Pool(pg, 2) as pool:
+        run = controller.play("homelab.healer.clear_connections")
+        assert (run.record["outcome"], run.record["error"]["code"], len(pool.alive())) == ("needs_human", "invalid", 2), run.output
+
+
+def test_a_name_is_not_looked_for_on_several_servers(pg: Postgres, controller: Controller) -> None:
+    inventory = controller.folder / "inventory.yml"
+    hosts = yaml.safe_load(inventory.read_text())
+    hosts["postgresql"]["hosts"]["other"] = hosts["postgresql"]["hosts"]["db"]
+    inventory.write_text(yaml.safe_dump(hosts))
+    run = controller.play("homelab.healer.clear_connections", database="prod")
+    assert run.returncode != 0
+    assert "cannot tell on which of db, other" in " ".join(run.output.split())
+
+
+CHECKED: dict[str, dict[str, t.Any]] = {
+    "heal_pg_bloat": {},
+    "vacuum": {"database": "prod", "table": "events"},
+    "heal_pg_connections": {"pg_connections_threshold": 0.01, "pg_connections_min_idle": "0s"},
+    "heal_pg_blocker": {"pg_blocker_min_wait": 0},
+    "clear_connections": {"database": "prod"},
+}
+
+
+@pytest.mark.parametrize("playbook", CHECKED)
+def test_check_mode_of_each_playbook_foretells_and_writes_nothing(playbook: str, pg: Postgres, controller: Controller) -> None:
+    bloat(pg)
+    with blockers(pg) as blocked, Pool(pg, 2) as pool:
+        before = set(pool.alive())
+        pg.mark()
+        run = controller.play(f"homelab.healer.{playbook}", "--check", "--diff", **CHECKED[playbook])
+        assert (run.returncode, run.record["outcome"]) == (0, "planned"), run.output
+        asked = [line.partition("homelab.healer ")[2] for line in pg.logged().splitlines()]
+        assert any(asked)
+        assert not [line for line in asked if re.search(r"pg_(terminate|cancel)_backend\(|statement: (VACUUM|ANALYZE)", line)]
+        assert (pool.alive(), len(blocked.waiting), dead(pg)) == (before, 5, 26667)
+
+
+def test_each_playbook_for_postgresql_is_checked() -> None:
+    found = {path.stem for path in (COLLECTION / "playbooks").glob("*.yml") if "hosts: postgresql" in path.read_text()}
+    assert found == set(CHECKED)
 
 
 def test_a_server_that_runs_out_of_connections_gets_rid_of_idle_ones(pg: Postgres, controller: Controller) -> None:
