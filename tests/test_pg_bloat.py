@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from psycopg2.extensions import connection as Connection
 
-from ansible_collections.homelab.healer.plugins.module_utils._postgresql import connect
-from ansible_collections.homelab.healer.plugins.module_utils._run import ask
 from ansible_collections.homelab.healer.plugins.modules import pg_bloat_info
+from tests.lab.modules import read
 from tests.lab.postgres import Postgres
 
 PROMISED = 10.0
@@ -104,15 +102,6 @@ FROM pg_class c, LATERAL pgstattuple(c.oid::regclass) x WHERE c.relkind = 'r' AN
 """
 
 
-def look(options: t.Mapping[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
-    """What the module answers, called in this process."""
-    arguments: dict[str, t.Any] = dict(pg_bloat_info.ARGUMENTS)
-    validated = ArgumentSpecValidator(arguments.pop("argument_spec"), **arguments).validate({**options, **more})
-    assert not validated.error_messages, validated.error_messages
-    with connect(validated.validated_parameters) as client:
-        return pg_bloat_info.report(client, ask(pg_bloat_info.Request, validated.validated_parameters))
-
-
 def run(client: Connection, *statements: str) -> list[tuple[t.Any, ...]]:
     with client.cursor() as cursor:
         for statement in statements:
@@ -167,7 +156,7 @@ def shapes(debian_postgres: Postgres) -> list[Measured]:
             if cure:
                 run(client, cure.format(f"{name}__{state}"))
         run(client, "ANALYZE")
-        ways = [look({**server.options(), "login_db": "shapes"}, schemas=["public"], exact=exact)["tables"] for exact in (False, True)]
+        ways = [read(pg_bloat_info, **server.options(), login_db="shapes", schemas=["public"], exact=exact)["tables"] for exact in (False, True)]
         estimate, exact = ({table["name"].partition(".")[2]: 100 * table["bloat_ratio"] for table in way} for way in ways)
         measured = []
         for name, share, heap in run(client, BY_PGSTATTUPLE):
@@ -224,7 +213,7 @@ def test_small_tables(pg: Postgres) -> None:
         run(client, "CREATE TABLE empty (id int, body text)", "CREATE TABLE one_page (id int, body text)")
         run(client, "INSERT INTO one_page SELECT g, 'x' FROM generate_series(1, 100) AS g", "DELETE FROM one_page WHERE id > 10", "ANALYZE")
     pg.role("healer", grants=["pg_monitor", "pg_read_all_data"])
-    tables = {table["name"]: table for table in look({**pg.options(), "login_db": "prod"})["tables"]}
+    tables = {table["name"]: table for table in read(pg_bloat_info, **pg.options(), login_db="prod")["tables"]}
     assert (tables["public.empty"]["bloat"], tables["public.empty"]["bloat_ratio"]) == (0, 0.0)
     assert (tables["public.one_page"]["heap"], tables["public.one_page"]["bloat"]) == (8192, 0)
     assert tables["public.one_page"]["dead_tuples"] == 90
@@ -254,7 +243,7 @@ def populate(server: Postgres, tables: int) -> None:
 def asked(server: Postgres, **options: t.Any) -> tuple[dict[str, t.Any], list[str]]:
     """What the module answers for the database of many tables, and the statements that the server saw."""
     server.mark()
-    answer = look({**server.options(), "login_db": "many"}, **options)
+    answer = read(pg_bloat_info, **server.options(), login_db="many", **options)
     return answer, re.findall(r"^.*healer@many homelab\.healer LOG:  (?:statement|execute [^:]*): (.*)$", server.logged(), re.MULTILINE)
 
 
