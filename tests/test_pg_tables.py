@@ -350,7 +350,7 @@ def test_kinds_rights_and_what_nobody_knows(pg: Postgres) -> None:
 
 def test_an_estimate_lays_rows_out_as_the_server_does() -> None:
     table = made_up(live=1000, heap=Size(10 * 8192), fillfactor=100)
-    bigint: tuple[int, str, float | None, float | None] = (8, "d", 0.0, 8.0)
+    bigint: tuple[int, str, float | None, int | None] = (8, "d", 0.0, 8)
     bloated = estimate(table, 8192, [bigint])  # 24 + 8 + 4 bytes a row: 226 in a page, so 5 pages
     assert bloated is not None
     assert (bloated.size, bloated.ratio, bloated.source) == (5 * 8192, 0.5, "estimate")

@@ -303,6 +303,22 @@ def test_t3_6_space_is_proved_or_said(pg: Postgres, vacuum: Caller) -> None:
     assert filenode(pg) != before
 
 
+@pytest.mark.parametrize(("fact", "by", "proved"), [("identity", 0, True), ("identity", 1, False), ("started", 3600, False), ("folder", None, False)])
+def test_t3_6_only_the_servers_own_files_prove_space(pg: Postgres, fact: str, by: int | None, proved: bool) -> None:
+    if not os.access(pg.data, os.R_OK):
+        pytest.skip("the server's files cannot be read by this user")
+
+    class Elsewhere:
+        """A server of which one thing is otherwise than here."""
+
+        def rows(self, what: str, question: str) -> list[dict[str, t.Any]]:
+            ((folder, identity, started),) = pg.sql(question)
+            told = {"folder": folder, "identity": identity, "started": started}
+            return [{**told, fact: "/nowhere" if by is None else told[fact] + by}]
+
+    assert bool(_vacuum._disks(t.cast(t.Any, Elsewhere()), {""})) is proved
+
+
 @contextlib.contextmanager
 def small_tablespace(pg: Postgres, size: str) -> t.Iterator[Path]:
     """A tablespace ``small`` on a file system of its own."""

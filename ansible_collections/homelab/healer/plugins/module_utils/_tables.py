@@ -362,8 +362,13 @@ def _measured_exactly(server: Server, tables: t.Sequence[Table], oids: t.Sequenc
     if lacking:
         raise Denied(what, why=f"the role {server.role.name} may not use pgstattuple", fix=f"{' and '.join(lacking)}, or leave out exact.")
     rows = server.rows(what, EXACT.format(schema=schema.replace("%", "%%")), dict(oids=list(oids))) if oids else []
-    seen = {row["key"]: Bloat(Size(row["bloat"]), row["bloat"] / row["heap"] if row["heap"] else 0.0, "exact") for row in rows}
-    return [replace(table, bloat=seen.get(table.key)) for table in tables]
+    seen = {row["key"]: (row["heap"], row["heap"] - row["bloat"]) for row in rows}
+    return [replace(table, bloat=_measured(table, *seen[table.key]) if table.key in seen else None) for table in tables]
+
+
+def _measured(table: Table, heap: int, used: int) -> Bloat:
+    """What is neither used nor kept free by the fill factor, as a rewrite would keep it free again."""
+    return _bloat(heap - math.ceil(used * 100 / table.fillfactor), heap, "exact")
 
 
 def _pgstattuple(server: Server) -> dict[str, t.Any]:

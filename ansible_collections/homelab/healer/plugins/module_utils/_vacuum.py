@@ -22,6 +22,8 @@ from ansible_collections.homelab.healer.plugins.module_utils._tables import Tabl
 
 EMERGENCY = 1_600_000_000
 """The age in transactions from which on only the quickest way to a younger one counts; vacuum_failsafe_age by default."""
+STARTING = 30
+"""Seconds between a server's writing down its start and the start that it tells."""
 OLD_READER = 60
 """Seconds after which a transaction that may still see old rows keeps a table from being rewritten, since its dead rows would be copied."""
 FREEZE_MIN_AGE, MXID_FREEZE_MIN_AGE = 50_000_000, 5_000_000
@@ -147,18 +149,24 @@ def how_far(server: Server, pid: int) -> str:
 
 
 def _disks(server: Server, places: t.Collection[str]) -> dict[str, Disk]:
-    """The free space of the tablespaces and the log, if this is the server's host: proved by the identity that stands in its own files."""
+    """The free space of the tablespaces and the log, if this is the server's host: proved by the identity and the start that stand in its own files.
+
+    The identity alone is a standby's as well, which has its files at the same place of another host.
+    """
     rows = server.rows(
         "cannot look where the data is",
-        "SELECT s.setting AS folder, c.system_identifier AS identity FROM pg_settings s, pg_control_system() c WHERE s.name = 'data_directory'",
+        "SELECT s.setting AS folder, c.system_identifier AS identity, extract(epoch FROM pg_postmaster_start_time())::float8 AS started"
+        " FROM pg_settings s, pg_control_system() c WHERE s.name = 'data_directory'",
     )
     try:
         for row in rows:
             with open(os.path.join(row["folder"], "global", "pg_control"), "rb") as control:
-                if struct.unpack("=q", control.read(8))[0] == row["identity"]:
+                same = struct.unpack("=q", control.read(8))[0] == row["identity"]
+            with open(os.path.join(row["folder"], "postmaster.pid"), encoding="utf-8", errors="replace") as running:
+                if same and abs(int(running.read().split("\n")[2]) - row["started"]) < STARTING:
                     where = {"wal": os.path.join(row["folder"], "pg_wal"), **{place: place or row["folder"] for place in places}}
                     return {place: _disk(folder) for place, folder in where.items()}
-    except (OSError, struct.error):
+    except (OSError, struct.error, ValueError, IndexError):
         pass  # not on this machine, or not for this user to read: nothing is proved
     return {}
 
