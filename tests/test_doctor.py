@@ -614,7 +614,7 @@ def test_an_address_tells_who_holds_what_and_a_name_is_a_hint(monkeypatch: pytes
 
 
 def test_an_empty_report_says_so() -> None:
-    assert report_lines({"findings": [], "proxmox": {}, "docker": {}, "holds": []}) == ["Nothing was found."]
+    assert report_lines({"findings": [], "proxmox": {}, "docker": {}, "postgresql": {}, "holds": []}) == ["Nothing was found."]
 
 
 # As a person runs it
@@ -647,7 +647,7 @@ def test_the_playbook_tells_of_every_host_and_changes_nothing(pve: Proxmox, home
     assert run.returncode == (0 if arguments else 2), run.output
     assert pve.writes() == []
     told = reports(run.folder)
-    assert set(told) == {"pve", "nowhere", "wrong", "untold", "lab"}
+    assert set(told) == {"pve", "nowhere", "wrong", "untold", "lab", "db"}
     assert told["pve"]["holds"] == [{"vmid": 200, "name": "postgres", "holds": "postgresql", "host": "db", "by": "its address 192.0.2.20"}]
     assert not any(finding["severity"] == "problem" for finding in told["pve"]["findings"])
     problems = {host: report["findings"][0] for host, report in told.items() if host != "pve"}
@@ -655,12 +655,13 @@ def test_the_playbook_tells_of_every_host_and_changes_nothing(pve: Proxmox, home
     assert "Connection refused" in problems["nowhere"]["why"]
     assert "Check api_user" in problems["wrong"]["fix"]
     assert "Say by healer_proxmox how to reach the cluster" in problems["untold"]["why"]
+    assert "Say by healer_postgresql how to reach the server" in problems["db"]["why"]
     assert problems["lab"]["what"] == "cannot connect to the Docker Engine at tcp://127.0.0.1:9"
     printed = " ".join(run.output.split())
     for line in ("WARNING: 202 (media) cannot be snapshotted", "200 (postgres) holds postgresql db, by its address 192.0.2.20", "lxc_restart could help all"):
         assert line in printed
     failed = [line.split(":")[0].strip() for line in run.output.splitlines() if "failed=1" in line]
-    assert failed == ([] if arguments else ["lab", "nowhere", "untold", "wrong"])
+    assert failed == ([] if arguments else ["db", "lab", "nowhere", "untold", "wrong"])
 
 
 def test_an_engine_that_can_be_reached_is_told_of(controller: Controller) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import typing as t
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from psycopg2.extras import wait_select
 
+from ansible_collections.homelab.healer.plugins.filter.doctor import database_findings
 from tests.lab.playbooks import COLLECTION, Controller
 from tests.lab.postgres import Pool, Postgres, bloat, blockers, prepared
 
@@ -164,3 +166,36 @@ def test_a_prepared_transaction_in_the_way_is_a_matter_for_a_human(pg: Postgres,
     pg.sql("ROLLBACK PREPARED 'forgotten'", database="prod")
     assert run.record["outcome"] == "needs_human", run.output
     assert "forgotten" in run.record["why"]
+
+
+def test_the_doctor_tells_what_hinders_healing_and_what_is_wrong(pg: Postgres, controller: Controller) -> None:
+    pg.role("healer")
+    with Pool(pg, 105):
+        run = controller.play("homelab.healer.doctor", doctor_fail_on=["problem"])
+    assert run.returncode == 2, run.output
+    (report,) = json.loads((controller.folder / "stats.json").read_text())["doctor"]
+    told = {finding["what"]: finding["fix"] for finding in report["findings"]}
+    assert told["cannot see what the sessions of db do"] == 'GRANT pg_read_all_stats TO "healer".'
+    assert told["cannot end sessions of db"] == 'GRANT pg_signal_backend TO "healer".'
+    assert "db runs out of connections" in told
+    assert f"PostgreSQL {pg.version // 10000}." in run.output
+
+
+def test_what_is_wrong_with_a_server_is_told() -> None:
+    holders = [
+        dict(kind="session", name="6920b1a2.1f40", state="idle in transaction", seconds=4000.0),
+        dict(kind="session", name="6920b1a2.1f41", state="active", seconds=10.0),
+        dict(kind="slot", name="old_replica", state="inactive", seconds=None),
+    ]
+    answer = dict(
+        role=dict(name="healer", superuser=False, sees_all=True, may_signal=True),
+        connections=dict(share=0.1, used=10, max=103, reserved=3),
+        horizon=holders,
+        wraparound=[dict(database="prod", xid_age=1_200_000_000, mxid_age=5), dict(database="new", xid_age=5, mxid_age=5)],
+    )
+    told = [(finding["severity"], finding["what"], finding["why"]) for finding in database_findings(answer, "db")]
+    assert told == [
+        ("warning", "dead rows of db cannot be removed", "session 6920b1a2.1f40 (idle in transaction) may still see them"),
+        ("warning", "dead rows of db cannot be removed", "slot old_replica (inactive) may still see them"),
+        ("problem", "the database prod of db grows old", "its oldest rows are 1200000000 transactions old, and at two thousand million the server stops"),
+    ]

@@ -16,6 +16,14 @@ WORDS = {"docker": r"docker", "postgresql": r"postgres|pgsql"}
 """What the name or a tag of a container has in it that may hold one."""
 
 
+CROWDED = 0.8
+"""The part of its connections that a server may have taken before that is told."""
+LONG = 3600
+"""Seconds for which a transaction may be open before that is told."""
+OLD = 1_000_000_000
+"""Transactions or multixacts that a database may be old before that is told; autovacuum should have come at a fifth of that."""
+
+
 def holders(containers: t.Sequence[t.Mapping[str, t.Any]], services: t.Mapping[str, t.Sequence[t.Sequence[str]]]) -> list[dict[str, t.Any]]:
     """Say which of these containers holds what, and how that is known: by its address, or where that does not tell, by its name or a tag as a hint.
 
@@ -56,6 +64,32 @@ def _addresses(place: str) -> list[str]:
     return [address for address in dict.fromkeys(told) if not ipaddress.ip_address(address).is_loopback]
 
 
+def database_findings(answer: t.Mapping[str, t.Any], host: str) -> list[dict[str, str]]:
+    """Say what is wrong with a PostgreSQL server, by the answer of ``pg_activity_info``, or what hinders healing it."""
+    role, connections, found = answer["role"], answer["connections"], []
+
+    def find(severity: str, what: str, why: str, fix: str) -> None:
+        found.append(dict(severity=severity, what=what, why=why, fix=fix))
+
+    if not role["sees_all"]:
+        why = f"the role {role['name']} may not; so nobody can tell who blocks or keeps dead rows alive"
+        find("problem", f"cannot see what the sessions of {host} do", why, f'GRANT pg_read_all_stats TO "{role["name"]}".')
+    if not (role["superuser"] or role["may_signal"]):
+        find("note", f"cannot end sessions of {host}", f"the role {role['name']} may not", f'GRANT pg_signal_backend TO "{role["name"]}".')
+    if connections["share"] >= CROWDED:
+        taken = f"{connections['used']} of {connections['max'] - connections['reserved']}"
+        find("warning", f"{host} runs out of connections", f"{taken} are taken", "homelab.healer.heal_pg_connections ends those that have been idle for long.")
+    for holder in answer["horizon"]:
+        if (holder["seconds"] or 0) >= LONG or (holder["kind"] == "slot" and holder["state"] == "inactive"):
+            who = f"{holder['kind'].replace('_', ' ')} {holder['name']} ({holder['state']})"
+            find("warning", f"dead rows of {host} cannot be removed", f"{who} may still see them", "End it or drop it, if nobody needs it.")
+    for database in answer["wraparound"]:
+        if database["xid_age"] >= OLD or database["mxid_age"] >= OLD:
+            age = f"its oldest rows are {database['xid_age']} transactions old, and at two thousand million the server stops"
+            find("problem", f"the database {database['database']} of {host} grows old", age, "homelab.healer.pg_vacuum with its schemas makes it younger.")
+    return found
+
+
 def report_lines(record: t.Mapping[str, t.Any]) -> list[str]:
     """A host's report as lines to read: what was looked at, what was found, what each remedy could do, and which container holds what."""
     told = [f"{found['severity'].upper()}: {found['what']}: {found['why']}. {found['fix']}" for found in record["findings"]]
@@ -63,12 +97,16 @@ def report_lines(record: t.Mapping[str, t.Any]) -> list[str]:
 
 
 def _looked_at(record: t.Mapping[str, t.Any]) -> list[str]:
-    cluster, engine, told = record["proxmox"], record["docker"], []
+    cluster, engine, database = record["proxmox"], record["docker"], record["postgresql"]
+    told = []
     if cluster:
         guests, nodes = cluster["guests"], ", ".join(node["name"] for node in cluster["nodes"])
         seen = f"{guests['lxc']} containers, {guests['qemu']} virtual machines, nodes {nodes}"
         libraries = ", ".join(f"{name} {version or 'not there'}" for name, version in cluster["libraries"].items())
         told += [f"Proxmox VE {cluster['version']} as {cluster['token']['name']} sees it: {seen}", f"Modules run with {libraries}"]
+    if database:
+        used, most = database["connections"]["used"], database["connections"]["max"] - database["connections"]["reserved"]
+        told.append(f"PostgreSQL {database['server']['version']} as {database['role']['name']} sees it: {used} of {most} connections are taken")
     if engine:
         told.append(f"Docker Engine {engine['engine']}: {engine['containers']} containers run, cgroup v{engine['cgroup_version']}")
     return told
@@ -97,4 +135,4 @@ class FilterModule:
     """The collection's filters."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"holders": holders, "report_lines": report_lines}
+        return {"database_findings": database_findings, "holders": holders, "report_lines": report_lines}

@@ -261,6 +261,11 @@ class Server:
                     connection.close()
             self._questions, self._free = None, []
 
+    @property
+    def version_name(self) -> str:
+        """Its version as it calls it itself, such as ``15.18``."""
+        return f"{self.version // 10000}.{self.version % 10000}"
+
     def seconds(self) -> float:
         """For how many seconds we have been at it."""
         return time.monotonic() - self._since
@@ -307,6 +312,19 @@ class Server:
                 cursor.execute(question, params)
                 names = [column.name for column in cursor.description]
                 return [dict(zip(names, row)) for row in cursor.fetchall()]
+
+    @contextlib.contextmanager
+    def patient(self, what: str, seconds: int) -> t.Iterator[None]:
+        """Within this, a question may take so many seconds, for those that read whole tables."""
+        with self._lock:
+            with translated(what):
+                _set(self._questions, {"statement_timeout": f"{seconds}s"})
+            try:
+                yield
+            finally:
+                if not self._questions.closed:
+                    with translated(what):
+                        _set(self._questions, {"statement_timeout": SESSION["statement_timeout"]})
 
     def maintain(self, what: str, statement: str, settings: t.Mapping[str, str], seconds: float, progress: t.Callable[[int], str]) -> None:
         """Run one statement of maintenance on a connection of its own; it is cancelled after so many seconds.

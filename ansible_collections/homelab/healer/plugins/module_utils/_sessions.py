@@ -760,6 +760,8 @@ def activity(server: Server, database: str | None, pids: t.Collection[str] | Non
     waits = [row.waiting or 0.0 for row in rows if row.blocked_by is not None]
     rows = [row for row in rows if pids is None or naming(row, frozenset(pids))]
     return dict(
+        server=dict(version=server.version_name, standby=server.standby),
+        role=dict(name=server.role.name, superuser=server.role.superuser, sees_all=server.role.sees_all, may_signal=listing.signals),
         sessions=[told(row, queries) for row in rows],
         found=len(rows),
         waiting=dict(sessions=len(waits), longest=round(max(waits, default=0.0), 1)),

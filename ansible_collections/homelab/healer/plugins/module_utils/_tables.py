@@ -39,6 +39,8 @@ SHORT = 127
 """A value of variable length below this many bytes is not aligned."""
 SMALL_ROW, LARGE_ROW = 32, 8192
 """Bytes that a row has at least, and at most: no page is without rows in a table that was never vacuumed."""
+EXACT_SECONDS = 3600
+"""For how long tables may be read to measure them exactly."""
 TRIES = 3
 
 
@@ -361,7 +363,8 @@ def _measured_exactly(server: Server, tables: t.Sequence[Table], oids: t.Sequenc
     lacking = [grant for right, grant in needs.items() if not extension[right]]
     if lacking:
         raise Denied(what, why=f"the role {server.role.name} may not use pgstattuple", fix=f"{' and '.join(lacking)}, or leave out exact.")
-    rows = server.rows(what, EXACT.format(schema=schema.replace("%", "%%")), dict(oids=list(oids))) if oids else []
+    with server.patient(what, EXACT_SECONDS):
+        rows = server.rows(what, EXACT.format(schema=schema.replace("%", "%%")), dict(oids=list(oids))) if oids else []
     seen = {row["key"]: (row["heap"], row["heap"] - row["bloat"]) for row in rows}
     return [replace(table, bloat=_measured(table, *seen[table.key]) if table.key in seen else None) for table in tables]
 

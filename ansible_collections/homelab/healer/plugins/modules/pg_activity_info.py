@@ -68,6 +68,34 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+server:
+  description: Which server that is.
+  returned: success
+  type: dict
+  contains:
+    version:
+      description: Its version, such as V(15.18).
+      type: str
+    standby:
+      description: Whether it is a standby.
+      type: bool
+role:
+  description: Who asked, and what that role may do here.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: The role.
+      type: str
+    superuser:
+      description: Whether it is a superuser.
+      type: bool
+    sees_all:
+      description: Whether it sees what other roles' sessions do.
+      type: bool
+    may_signal:
+      description: Whether it may end other roles' sessions, those of superusers excepted.
+      type: bool
 sessions:
   description: The sessions of clients, standbys and, where they are at work in a database, of the server itself, the oldest first; not this module's own.
   returned: success
