@@ -176,13 +176,15 @@ def test_sixty_tables_are_vacuumed_almost_as_fast_as_by_vacuumdb_and_faster_than
             vacuumed(other, lambda: good(peer.play([loop], collections=collections)))
     seconds = {way: clock.median(way) for way in clock.seconds}
     work = seconds[own] - seconds[ping]
+    rounds = zip(clock.seconds[own], clock.seconds[ping], clock.seconds[least], strict=True)
+    over = statistics.median((task - empty) / alone for task, empty, alone in rounds)  # by rounds, as others' work on the machine comes and goes
     told = (
-        f"{work / seconds[least]:.2f} times vacuumdb, {seconds[other] / seconds[own]:.1f} times faster than the loop"
+        f"{over:.2f} times vacuumdb, {seconds[other] / seconds[own]:.1f} times faster than the loop"
         f" ({(seconds[other] - seconds[ping]) / work:.1f} times without what a playbook takes that only pings)"
     )
     print(f"\n{len(TABLES)} tables of {size.rows} rows, 40 percent dead:\n{clock}\n{told}")
     if name == "large":
-        assert seconds[own] <= OVER_VACUUMDB * seconds[least] + seconds[ping], told
+        assert over <= OVER_VACUUMDB, told
     assert seconds[other] >= size.faster * seconds[own], told
 
 
