@@ -32,6 +32,7 @@ KINDS = {
     "c": "a type",
     "t": "a TOAST table, which goes with its table",
 }
+TOLD_KINDS = {"r": "table", "m": "materialized view", "p": "partitioned table"}
 PAGE_HEADER, POINTER, ROW_HEADER = 24, 4, 23
 """Bytes that PostgreSQL's storage has for a page's header, for the pointer to a row in it, and for a row's header without the map of its nulls."""
 ALIGN = {"c": 1, "s": 2, "i": 4, "d": 8}
@@ -459,3 +460,29 @@ def figures(table: Table) -> dict[str, t.Any]:
         bloat_ratio=round(table.bloat.ratio, 4) if table.bloat else None,
         last_vacuum=table.last_vacuum.isoformat() if table.last_vacuum else None,
     )
+
+
+def told(table: Table) -> dict[str, t.Any]:
+    """A table, as pg_bloat_info tells it."""
+    return dict(
+        figures(table),
+        id=table.key,
+        name=table.name,
+        kind=TOLD_KINDS[table.kind],
+        owner=table.owner,
+        live_tuples=table.live,
+        counted=not table.uncounted,
+        heap=table.heap,
+        source=table.bloat.source if table.bloat else None,
+        last_analyze=table.last_analyze.isoformat() if table.last_analyze else None,
+        may_vacuum=table.may,
+    )
+
+
+def summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
+    """What is told of several tables together; what is not known of one is left out."""
+    dead, live = sum(table.dead for table in tables), sum(table.live for table in tables)
+    known = [(table.heap, table.bloat.size) for table in tables if table.heap is not None and table.bloat]
+    heap, bloat = sum(heap for heap, _bloat in known), sum(bloat for _heap, bloat in known)
+    ratios = dict(dead_ratio=round(dead / (dead + live), 4) if dead else 0.0, bloat_ratio=round(bloat / heap, 4) if heap else 0.0)
+    return dict(ratios, dead_tuples=dead, live_tuples=live, size=sum(table.size or 0 for table in tables), heap=heap, bloat=bloat)

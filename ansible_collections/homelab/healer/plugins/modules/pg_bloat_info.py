@@ -206,9 +206,17 @@ from dataclasses import dataclass, field
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size, parse_size
-from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names, parse_schemas
-
-KINDS = {"r": "table", "m": "materialized view", "p": "partitioned table"}
+from ansible_collections.homelab.healer.plugins.module_utils._tables import (
+    Name,
+    Table,
+    find,
+    has_pgstattuple,
+    measured,
+    parse_names,
+    parse_schemas,
+    summed,
+    told,
+)
 
 
 @dataclass(frozen=True)
@@ -233,15 +241,7 @@ def report(client: Server, request: Request) -> dict[str, t.Any]:
     fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
     fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
     shown = fit[: request.limit if request.limit > 0 else len(fit)]
-    return dict(tables=[_told(table) for table in shown], found=len(fit), total=_summed(fit), exact=has_pgstattuple(client))
-
-
-def _summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
-    dead, live = sum(table.dead for table in tables), sum(table.live for table in tables)
-    known = [(table.heap, table.bloat.size) for table in tables if table.heap is not None and table.bloat]
-    heap, bloat = sum(heap for heap, _bloat in known), sum(bloat for _heap, bloat in known)
-    ratios = dict(dead_ratio=round(dead / (dead + live), 4) if dead else 0.0, bloat_ratio=round(bloat / heap, 4) if heap else 0.0)
-    return dict(ratios, dead_tuples=dead, live_tuples=live, size=sum(table.size or 0 for table in tables), heap=heap, bloat=bloat)
+    return dict(tables=[told(table) for table in shown], found=len(fit), total=summed(fit), exact=has_pgstattuple(client))
 
 
 def _fits(request: Request, table: Table) -> bool:
@@ -251,22 +251,6 @@ def _fits(request: Request, table: Table) -> bool:
     pairs = [((request.min_dead_tuples, request.min_dead_ratio), (table.dead, table.dead_ratio)), ((request.min_bloat, request.min_bloat_ratio), bloat)]
     asked = [(wanted, has) for wanted, has in pairs if wanted != (None, None)]
     return not asked or any(all(least is None or value >= least for least, value in zip(wanted, has)) for wanted, has in asked)
-
-
-def _told(table: Table) -> dict[str, t.Any]:
-    return dict(
-        figures(table),
-        id=table.key,
-        name=table.name,
-        kind=KINDS[table.kind],
-        owner=table.owner,
-        live_tuples=table.live,
-        counted=not table.uncounted,
-        heap=table.heap,
-        source=table.bloat.source if table.bloat else None,
-        last_analyze=table.last_analyze.isoformat() if table.last_analyze else None,
-        may_vacuum=table.may,
-    )
 
 
 ARGUMENTS = dict(
