@@ -477,6 +477,16 @@ def test_t3_9_who_holds_the_lock_is_told_in_time(pg: Postgres, vacuum: Caller) -
     assert vacuum(tables=[TABLE])["changed"]
 
 
+def test_t3_9_a_lock_on_an_index_alone_is_told_as_well(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    with session(pg, "BEGIN", "ALTER INDEX events_pkey SET (fillfactor = 50)", application_name="tuning") as other:
+        for options in ({}, {**FULL, "min_dead_tuples": 1}):
+            answer, error = tried(vacuum, tables=[TABLE], **options, lock_timeout="0.1s")
+            assert (type(error), answer["changed"]) == (Conflict, False)
+            assert f"process {other.info.backend_pid} (lab, tuning, idle in transaction) has " in error.why
+            assert " on public.events_pkey" in error.why
+
+
 @contextlib.contextmanager
 def old_snapshot(pg: Postgres) -> t.Iterator[str]:
     with session(pg, "BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1", application_name="report") as other:
@@ -904,6 +914,17 @@ def test_many_tables_at_once(pg: Postgres, vacuum: Caller) -> None:
     assert len(answer["steps"]) == 60
     assert {(result["removed"], result["left"]) for result in answer["results"]} == {(25, 0)}
     assert not vacuum(schemas=["public"], min_dead_tuples=10, parallel=4)["changed"]
+
+
+@pytest.mark.parametrize("instead", ["", "; CREATE TABLE events AS SELECT 1 AS id; ALTER TABLE events OWNER TO app"])
+def test_a_table_that_went_or_was_replaced_meanwhile_is_left_alone(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch, instead: str) -> None:
+    bloat(pg, rows=2000, ratio=0.6)
+    monkeypatch.setattr(pg_vacuum, "guard", lambda *_: pg.sql(f"ALTER TABLE events RENAME TO old{instead}", database="prod"))
+    answer, error = tried(vacuum, tables=[TABLE])
+    assert (type(error), error.retryable, answer["results"][0]["steps"]) == (Conflict, True, [])
+    assert "removed, renamed or replaced" in error.why
+    assert not answer["changed"]
+    assert pg.sql("SELECT relname FROM pg_stat_user_tables WHERE vacuum_count > 0", database="prod") == []
 
 
 def test_one_tables_failure_leaves_the_others(pg: Postgres, vacuum: Caller) -> None:

@@ -82,15 +82,17 @@ class Disk:
 
 @dataclass(frozen=True)
 class Lock:
-    """Somebody's lock on a table."""
+    """Somebody's lock on a table, or on a part of it, an index or its TOAST table."""
 
     table: int
     mode: str
+    part: str | None
     holder: str
     seconds: int | None
 
     def __str__(self) -> str:
-        return f"{self.holder} has {self.mode}{f' since {self.seconds} s' if self.seconds is not None else ''}"
+        where, since = f" on {self.part}" if self.part else "", f" since {self.seconds} s" if self.seconds is not None else ""
+        return f"{self.holder} has {self.mode}{where}{since}"
 
 
 @dataclass(frozen=True)
@@ -356,16 +358,20 @@ def check_space(wishes: Wishes, tables: t.Sequence[Table], site: Site) -> None:
 
 
 LOCKED_BY = """
-SELECT l.relation::bigint AS table, l.mode, floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::int AS seconds,
+WITH wanted AS (SELECT c.oid, c.reltoastrelid AS toast FROM pg_class c WHERE c.oid = ANY(%s::oid[])), part AS (
+    SELECT oid AS whole, oid AS relation FROM wanted UNION SELECT oid, toast FROM wanted
+    UNION SELECT w.oid, i.indexrelid FROM wanted w JOIN pg_index i ON i.indrelid IN (w.oid, w.toast)
+)
+SELECT o.whole::bigint AS table, l.mode, CASE WHEN o.relation <> o.whole THEN o.relation::regclass::text END AS part, floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::int AS seconds,
     CASE WHEN l.pid IS NULL THEN coalesce('prepared transaction ' || x.gid, 'a prepared transaction')
         ELSE format('process %%s (%%s, %%s, %%s)', l.pid, coalesce(a.usename::text, a.backend_type, 'hidden'), coalesce(nullif(a.application_name, ''),
             'without a name'), coalesce(a.state, 'no state')) END AS holder
-FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+FROM pg_locks l JOIN part o ON o.relation = l.relation LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pg_locks p ON l.pid IS NULL AND p.pid IS NULL AND p.locktype = 'transactionid' AND p.virtualtransaction = l.virtualtransaction
     LEFT JOIN pg_prepared_xacts x ON x.transaction = p.transactionid
-WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.relation = ANY(%s::oid[])
-    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-ORDER BY coalesce(a.xact_start, x.prepared) NULLS LAST
+WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+    AND l.database IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+ORDER BY o.relation <> o.whole, coalesce(a.xact_start, x.prepared) NULLS LAST
 """
 WEAK = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 """Locks that keep out a rewrite only: those of reading and writing."""
@@ -376,13 +382,20 @@ def _locks(server: Server, oids: t.Sequence[int]) -> list[Lock]:
 
 
 def in_the_way(locks: t.Sequence[Lock], table: Table, rewrite: bool) -> list[Lock]:
-    """The locks on a table that keep a vacuum out, or any lock at all, which keeps a rewrite out."""
-    return [lock for lock in locks if lock.table == table.key and (rewrite or lock.mode not in WEAK)][:3]
+    """The locks on a table that keep a vacuum out, or any lock at all, which keeps a rewrite out. One for each holder."""
+    first: dict[str, Lock] = {}
+    for lock in locks:
+        if lock.table == table.key and (rewrite or lock.mode not in WEAK):
+            first.setdefault(lock.holder, lock)
+    return list(first.values())[:3]
 
 
 def who_has(server: Server, table: Table, rewrite: bool) -> str:
     """Who keeps a vacuum, or a rewrite, out of a table now, as a sentence."""
-    return "; ".join(map(str, in_the_way(_locks(server, [table.key]), table, rewrite))) or "whoever held it has let go by now"
+    return (
+        "; ".join(map(str, in_the_way(_locks(server, [table.key]), table, rewrite)))
+        or "whoever held it has let go by now, or holds something else that it needs"
+    )
 
 
 def foretold(wishes: Wishes, table: Table) -> dict[str, t.Any]:

@@ -416,6 +416,9 @@ class Maintain(Step):
             late = TimedOut(what, why=f"max_duration, {self.request.max_duration:g} s, was over before it was begun", fix="Run it again for what is left.")
             late.retryable = True
             raise late
+        (named,) = client.rows(f"cannot look at {self.table.name} again", "SELECT to_regclass(%s)::oid::bigint AS key", (self.table.sql,))
+        if named["key"] != self.table.key:
+            raise Conflict(what, why="it was removed, renamed or replaced since it was looked at", fix="Run this again.")
         try:
             client.maintain(what, self.sql, settings(self.request, self.table, lock_timeout), left, lambda pid: how_far(client, pid))
         except (TaskFailed, TimedOut, Unreachable) as error:
