@@ -362,7 +362,8 @@ WITH wanted AS (SELECT c.oid, c.reltoastrelid AS toast FROM pg_class c WHERE c.o
     SELECT oid AS whole, oid AS relation FROM wanted UNION SELECT oid, toast FROM wanted
     UNION SELECT w.oid, i.indexrelid FROM wanted w JOIN pg_index i ON i.indrelid IN (w.oid, w.toast)
 )
-SELECT o.whole::bigint AS table, l.mode, CASE WHEN o.relation <> o.whole THEN o.relation::regclass::text END AS part, floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::int AS seconds,
+SELECT o.whole::bigint AS table, l.mode, CASE WHEN o.relation <> o.whole THEN o.relation::regclass::text END AS part,
+    floor(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::int AS seconds,
     CASE WHEN l.pid IS NULL THEN coalesce('prepared transaction ' || x.gid, 'a prepared transaction')
         ELSE format('process %%s (%%s, %%s, %%s)', l.pid, coalesce(a.usename::text, a.backend_type, 'hidden'), coalesce(nullif(a.application_name, ''),
             'without a name'), coalesce(a.state, 'no state')) END AS holder
