@@ -423,6 +423,16 @@ def test_t3_7_what_no_server_can_do_together_is_refused_before_it_is_asked(pg: P
     assert of(pg, "age(relfrozenxid)") < 10
 
 
+def test_t3_6_from_postgresql_19_on_a_rewrite_lets_others_work_meanwhile() -> None:
+    table = made_up(bloat=BLOATED)
+    rewrite, plain = wishes(full=True), 'VACUUM (FULL, SKIP_LOCKED, ANALYZE) "public"."events"'
+    assert _vacuum.statement(rewrite, table, 190000) == 'REPACK (CONCURRENTLY, ANALYZE) "public"."events"'
+    assert _vacuum.statement(rewrite, table, 180000) == plain
+    for other in (replace(table, identity=False), replace(table, kind="m")):
+        assert _vacuum.statement(rewrite, other, 190000) == plain
+    assert "FREEZE" in _vacuum.statement(wishes(full=True, freeze=True), table, 190000)
+
+
 def test_t3_8_exactly_the_documented_rights_are_enough(pg: Postgres) -> None:
     plain = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})
     for grant in ["GRANT app TO healer"] if pg.version < 170000 else ["GRANT MAINTAIN ON events TO healer", "GRANT pg_maintain TO healer"]:

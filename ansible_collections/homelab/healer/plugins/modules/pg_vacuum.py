@@ -108,12 +108,12 @@ options:
     type: float
     default: 0.3
   lock_timeout:
-    description: How long to wait for a table's lock, such as V(5s). Who holds it is told.
+    description: How long to wait for a table's lock, such as V(5s), a day at the most. Who holds it is told.
     type: str
     default: 5s
   max_duration:
     description:
-      - How long all of it may take. Then no further table is begun, those that are being worked on are cancelled, and how far they had come is told.
+      - How long all of it may take, 14 days at the most. Then no further table is begun, those that are being worked on are cancelled, and how far they had come is told.
       - What a plain vacuum has removed stays removed; a rewrite begins anew.
     type: str
     default: 1h
