@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.lab.engine import LabError
+
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTION = ROOT / "ansible_collections/homelab/healer"
 
@@ -27,7 +29,10 @@ class Run:
     @property
     def record(self) -> dict[str, t.Any]:
         """The one remediation's result, as the run passed it on."""
-        (record,) = json.loads((self.folder / "stats.json").read_text())["remediations"]
+        passed_on = (self.folder / "stats.json").read_text()
+        if not passed_on:
+            raise LabError(f"the run passed no result on:\n{self.output}")
+        (record,) = json.loads(passed_on)["remediations"]
         return dict(record)
 
     @property
