@@ -25,12 +25,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the long tests whole instead of a sample of them")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what measures, so that it can be run with the machine to itself; the rest of a file stays together, with the servers that it starts."""
+    """Mark what measures, so that it can be run with the machine to itself, and keep together what shares something that takes long to make."""
     for item in items:
-        if "engine" in getattr(item, "fixturenames", ()) or "bench" in item.path.parts:
+        if item.path.stem == "test_chain" or "bench" in item.path.parts:
             item.add_marker("alone")
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("engine"))
+        elif item.path.stem == "test_pg_bloat":
+            item.add_marker(pytest.mark.xdist_group("bloat"))
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def test_every_playbook_in_check_mode_behind_a_wire_that_refuses_writes(own_dock
         assert (run.returncode, run.record["outcome"], line.writes) == (0, "planned", 0), run.output
 
 
-@pytest.mark.parametrize("word", ["y", "on", True])
+@pytest.mark.parametrize("word", ["y", True])
 def test_any_word_for_a_dry_run_is_one(docker: Engine, controller: Controller, word: t.Any) -> None:
     docker.run("burner", BURN)
     began = time.time()

@@ -10,7 +10,7 @@ from tests.lab.engine import Engine
 from tests.lab.playbooks import Controller
 
 NAMES = [f"app{number:02}" for number in range(20)]
-ROUNDS = 5
+ROUNDS = 3
 LIMIT = 2.5
 
 
