@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 
-from ansible_collections.homelab.healer.plugins.module_utils import _vacuum
+from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _run, _vacuum
 from ansible_collections.homelab.healer.plugins.module_utils._errors import (
     Conflict,
     Denied,
@@ -1048,3 +1048,40 @@ def test_a_long_name_of_a_database_is_never_cut_to_another(pg: Postgres, vacuum:
     _answer, error = tried(vacuum, tables=[TABLE], login_db=f"{name}x")
     assert isinstance(error, (Invalid, NotFound))
     assert Caller(pg_vacuum, {**vacuum.options, "login_db": name})(tables=[TABLE], min_dead_tuples=1)["changed"]
+
+
+def test_a_crash_in_the_middle_is_not_taken_for_a_vacuum(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=20000)
+    vacuum(tables=[TABLE])
+    delete(pg)
+    pg.set(vacuum_cost_limit=1)
+    with ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE], cost_delay=100, min_dead_ratio=0)
+        until(lambda: at_work(pg))
+        ((pid,),) = pg.sql("SELECT pid FROM pg_stat_progress_vacuum")
+        os.kill(pid, 9)
+        answer, error = future.result()
+    assert isinstance(error, Unreachable)
+    (result,) = answer["results"]
+    assert (result["changed"], result["verified"], result["steps"]) == (True, {}, [])
+    assert "it holds" not in " ".join(result["notes"])
+
+
+@pytest.mark.parametrize("meanwhile", ["ANALYZE events", "SELECT pg_stat_reset_single_table_counters('events'::regclass)", "ALTER TABLE events SET UNLOGGED"])
+def test_what_others_do_meanwhile_is_not_taken_for_a_vacuum(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    bloat(pg, rows=5000)
+    vacuum(tables=[TABLE])
+    delete(pg)
+
+    def lost(*_: t.Any) -> None:
+        pg.sql(meanwhile, database="prod")
+        raise Unreachable("cannot run it", why="the connection was lost", fix="Look.", uncertain=True)
+
+    monkeypatch.setattr(_postgresql.Server, "maintain", lost)
+    monkeypatch.setattr(_run, "STILL_UNDER_WAY", 0)
+    answer, error = tried(vacuum, tables=[TABLE])
+    assert isinstance(error, Unreachable)
+    assert (answer["results"][0]["changed"], answer["results"][0]["verified"]) == (True, {})
+    if "UNLOGGED" not in meanwhile:
+        answer, error = tried(vacuum, tables=[TABLE], full=True, min_bloat="0", min_bloat_ratio=0, assume_free_space="1TiB")
+        assert (type(error), answer["changed"]) == (Unreachable, False)

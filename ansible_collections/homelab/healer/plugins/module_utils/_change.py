@@ -47,6 +47,13 @@ class Step(abc.ABC):
         """Say by what each written key was verified, from the state seen after the write; raise ``NotConverged`` where it does not hold."""
         return {}
 
+    def happened(self, now: t.Any) -> bool | None:
+        """Whether this write itself shows in the state seen after it; nothing where any difference at all is proof of it.
+
+        To be defined where others, or a crash, can change the same state.
+        """
+        return None
+
     def tell(self, client: t.Any, now: t.Any) -> Values:
         """Facts of what the write did, from the state seen after it; they take the place of the change's own ``facts``."""
         return {}

@@ -246,7 +246,7 @@ def _judge(module: Module, client: t.Any, request: t.Any, outcomes: t.Sequence[O
         state, left = now[outcome.state.key], again.get(outcome.state.key, Change())
         if actions and outcome.error:
             outcome.changed = _told_by(outcome, state)
-            happened = outcome.unknown and state != outcome.state and len(outcome.done) == len(outcome.change.steps) - 1
+            happened = outcome.unknown and _differs(outcome, state) and len(outcome.done) == len(outcome.change.steps) - 1
             if not happened:
                 _certain(outcome.error)
                 continue
@@ -270,7 +270,15 @@ def _told_by(outcome: Outcome, now: State) -> bool:
         return True
     refused = isinstance(outcome.error, (Conflict, Denied, Invalid, NotFound, Refused)) and not outcome.error.begun
     refused = refused and not outcome.unknown and not outcome.done
-    return not refused and now != outcome.state
+    return not refused and _differs(outcome, now)
+
+
+def _differs(outcome: Outcome, now: State) -> bool:
+    """Whether a write shows in the state seen after it: any of those that were carried out, or the one that failed, by its own word where it has one."""
+    if outcome.done:
+        return now != outcome.state
+    told = outcome.change.steps[0].happened(now)
+    return now != outcome.state if told is None else told
 
 
 def _prove(client: t.Any, outcome: Outcome, state: State) -> None:

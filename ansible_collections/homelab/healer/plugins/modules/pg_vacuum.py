@@ -438,8 +438,22 @@ class Maintain(Step):
                 raise Conflict(what, why=reason, fix="Wait until nobody uses it, or give a longer lock_timeout: it does not queue, so it holds nobody up.")
             time.sleep(AGAIN)
 
+    def happened(self, now: Target) -> bool:
+        """By its own field: a crash, a reset of the statistics or an ANALYZE of somebody else's change the others."""
+        return self._shows(now.table)
+
+    def _shows(self, now: Table) -> bool:
+        then, seen = getattr(self.table, self.identity), getattr(now, self.identity)
+        return bool(seen != then if self.identity == "filenode" else seen > then)
+
     def _done(self, client: Server) -> bool:
-        return bool(getattr(find(client, [self.table.key], None)[0], self.identity) != getattr(self.table, self.identity))
+        now = find(client, [self.table.key], None)[0]
+        if self.identity != "filenode" and getattr(now, self.identity) < getattr(self.table, self.identity):
+            reason = "the server's statistics were reset meanwhile"
+            lost = NotConverged(f"ran {self.sql}, but cannot tell whether it was done", why=reason, fix="Run this again.")
+            lost.partly = True
+            raise lost
+        return self._shows(now)
 
     def _need_done(self, client: Server) -> None:
         """What the server skips it calls a success, with a warning in any language. Before PostgreSQL 15 its counts come later."""
