@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _sessions
+from ansible_collections.homelab.healer.plugins.module_utils._errors import NotFound
 from ansible_collections.homelab.healer.plugins.modules import pg_activity_info
 from tests.lab.modules import read
 from tests.lab.postgres import Pool, Postgres, _environment, _free_port, blockers
@@ -84,6 +85,50 @@ def test_what_is_hidden_is_counted(pg: Postgres, look: Look) -> None:
         assert (seen["hidden"], seen["found"], seen["connections"]["used"]) == (3, 4, 5)
         assert [(one["user"], one["id"], one["state"]) for one in seen["sessions"] if one["user"] == "app"] == [("app", None, None)] * 3
         assert look(pids=[f"6920b1a2.{pool.pids[0]:x}"])["found"] == 1  # it could be that one, so nobody may say that it is gone
+
+
+def test_what_is_not_there_is_no_peace(pg: Postgres, look: Look) -> None:
+    for name in ("prdo", "PROD", "pro%", "x" * 64):
+        with pytest.raises(NotFound, match=f"cannot look at the sessions of {name}: there is no such database"):
+            look(database=name)
+    assert look(database="prod")["found"] == 0
+
+
+def test_databases(pg: Postgres, look: Look) -> None:
+    pg.database("closed")
+    pg.database("private")
+    pg.sql("ALTER DATABASE closed ALLOW_CONNECTIONS false")
+    pg.sql("REVOKE CONNECT ON DATABASE private FROM public")
+    told = {one["database"]: (one["connect"], one["template"]) for one in look()["databases"]}
+    assert told == {
+        "closed": (False, False),
+        "postgres": (True, False),
+        "private": (False, False),
+        "prod": (True, False),
+        "template0": (False, True),
+        "template1": (True, True),
+    }
+
+
+def test_any_process_that_is_named_is_found(pg: Postgres, look: Look) -> None:
+    ((pid,),) = pg.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    assert [one["backend_type"] for one in look(pids=[str(pid)])["sessions"]] == ["checkpointer"]
+    assert look()["found"] == 0
+
+
+def test_when_a_statement_began_is_told_while_it_runs(pg: Postgres, look: Look) -> None:
+    with Pool(pg, 1, "idle in transaction"), running(pg, "SELECT pg_sleep(1000)") as pid:
+        ((began,),) = pg.sql("SELECT query_start FROM pg_stat_activity WHERE pid = %s", pid)
+        assert {one["pid"] == pid: one["query_started"] for one in look()["sessions"]} == {True: began.isoformat(), False: None}
+
+
+def test_a_blocker_that_is_hidden_is_told_as_such(pg: Postgres, look: Look) -> None:
+    with blockers(pg, depth=0, waiters=1) as blocked:
+        (seen,) = look()["blockers"]
+        assert (seen["hidden"], seen["pid"], bool(seen["id"])) == (False, blocked.root, True)
+        pg.role("healer")
+        (seen,) = look()["blockers"]
+        assert (seen["hidden"], seen["pid"], seen["id"]) == (True, blocked.root, None)
 
 
 def test_t4_11_statements_only_when_asked_for(pg: Postgres, look: Look) -> None:

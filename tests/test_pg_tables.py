@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 import typing as t
@@ -12,14 +13,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg2.sql import SQL, Identifier
 
-from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _tables
+from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _tables, _vacuum
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Denied, HealerError, Invalid, NotFound
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size
-from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, estimate, parse_name, parse_names, parse_schemas, quoted
+from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, estimate, has_dead, parse_name, parse_names, parse_schemas, quoted
 from ansible_collections.homelab.healer.plugins.modules import pg_bloat_info, pg_vacuum
 from tests.lab.modules import Caller, call, read
 from tests.lab.postgres import Postgres, _execute, bloat
-from tests.test_pg_vacuum import ANY, made_up, refused, session, until
+from tests.test_pg_vacuum import ANY, made_up, refused, session, until, wishes
 
 LONG = "x" * 63
 NAMES = [
@@ -262,6 +263,53 @@ def test_bloat_is_told_of_those_that_fit(pg: Postgres) -> None:
     for table, ratio in zip(info(pg)["tables"], (0.6, 0.3, 0.0), strict=True):
         assert table["bloat_ratio"] == pytest.approx(ratio, abs=0.06)
         assert (table["source"], table["counted"], table["may_vacuum"], table["kind"], table["owner"]) == ("estimate", True, False, "table", "app")
+
+
+def test_what_nobody_knows_is_not_told_as_no_bloat(pg: Postgres) -> None:
+    for table in ("first", "second"):
+        bloat(pg, table, rows=5000)
+    pg.sql("CREATE TABLE empty (body text)", database="prod")
+    pg.sql("CREATE TABLE parts (id int) PARTITION BY LIST (id)", database="prod")
+    total = info(pg, tables=["first", "second"])["total"]  # healer may not see their statistics
+    assert (total["bloat"], total["bloat_ratio"], total["heap"]) == (None, None, 0)
+    total = info(pg, tables=["empty", "parts"])["total"]
+    assert (total["bloat"], total["bloat_ratio"]) == (0, 0.0)
+    pg.sql("GRANT SELECT ON first TO healer", database="prod")
+    told = info(pg)
+    assert told["total"]["bloat_ratio"] == told["tables"][0]["bloat_ratio"] > 0.2
+    pg.sql("GRANT SELECT ON second TO healer", database="prod")
+    assert told["ids"] == sorted(table["id"] for table in told["tables"]) == info(pg, limit=1)["ids"]
+    with session(pg, "BEGIN", "LOCK TABLE first"):
+        assert info(pg, tables=["first"])["total"]["bloat_ratio"] is None
+
+
+def test_dead_rows_of_a_toast_table_fit_as_well(pg: Postgres) -> None:
+    pg.sql("CREATE TABLE docs (id int, body text)", database="prod", user="app")
+    pg.sql("ALTER TABLE docs ALTER body SET STORAGE EXTERNAL, SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)", database="prod", user="app")
+    pg.sql("INSERT INTO docs SELECT id, repeat('x', 10000) FROM generate_series(1, 300) id", database="prod", user="app")
+    pg.sql("UPDATE docs SET body = repeat('y', 10000) WHERE id <= 100", database="prod", user="app")
+    until(lambda: info(pg, tables=["docs"])["tables"][0]["toast_dead_tuples"] == 600)
+    told = info(pg, tables=["docs"], min_dead_tuples=500)
+    assert (told["found"], told["tables"][0]["toast_live_tuples"], told["total"]["toast_dead_ratio"]) == (1, 1800, 0.25)
+    assert (told["tables"][0]["dead_tuples"], told["total"]["dead_ratio"]) == (100, 0.25)
+    assert info(pg, tables=["docs"], min_dead_tuples=500, min_dead_ratio=0.3)["found"] == 0
+
+
+def test_a_table_fits_exactly_if_it_would_be_vacuumed() -> None:
+    numbers = [
+        dict(zip(("dead", "toast_dead", "live", "rows"), each)) for each in itertools.product((0, 50, 500), (0, 50, 500), (0, 1000), (-1.0, 0.0, 1000.0))
+    ]
+    for values in numbers:
+        for kind in "rmp":
+            table = made_up(kind=kind, toast_live=600, **values)
+            for tuples, ratio in itertools.product((0, 1, 100, 10**6), (0, 0.3)):
+                assert has_dead(table, tuples, ratio) == bool(_vacuum.why(wishes(min_dead_tuples=tuples, min_dead_ratio=ratio), table)), (values, tuples, ratio)
+
+
+@pytest.mark.parametrize("option", [dict(min_dead_ratio=10), dict(min_bloat_ratio=30), dict(min_dead_ratio=float("nan")), dict(min_dead_tuples=-1)])
+def test_thresholds_that_nothing_can_reach_are_refused(pg: Postgres, option: dict[str, t.Any]) -> None:
+    with pytest.raises(Invalid, match=next(iter(option))):
+        info(pg, **option)
 
 
 def test_t3_17_bloat_exactly(pg: Postgres) -> None:

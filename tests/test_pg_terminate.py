@@ -130,6 +130,19 @@ def test_one_is_ended_by_its_id_and_once(pg: Postgres, terminate: Caller) -> Non
         assert all(result["notes"] for result in again["results"])
 
 
+def test_whom_the_server_does_not_have_is_not_told_as_gone(pg: Postgres, terminate: Caller) -> None:
+    with Pool(pg, 1) as pool:
+        for options, words in (
+            (dict(database="prdo"), "prdo: there is no such database"),
+            (dict(users=["app", "ap", "APP"]), "ap, APP: there is no such role"),
+        ):
+            error = terminate.fails(**options)
+            assert isinstance(error, NotFound)
+            assert f"cannot look at the sessions of {words}" in str(error)
+        assert len(pool.alive()) == 1
+        assert terminate(database="prod", users=["app"])["changed"]
+
+
 def test_w1_check_mode_sends_no_signal(pg: Postgres, terminate: Caller) -> None:
     with Pool(pg, 4) as pool, session(pg, SLEEP):
         pg.mark()
@@ -151,6 +164,7 @@ def test_w4_what_was_ended_has_changed_and_what_was_not_has_not(terminate: Calle
 @pytest.mark.parametrize("grants", [[], ["pg_signal_backend"]])
 def test_w24_what_is_hidden_is_not_passed_by(pg: Postgres, grants: list[str]) -> None:
     pg.role("healer", grants=grants)
+    pg.database("other")
     caller = Caller(pg_terminate, pg.socket_options("healer"))
     with Pool(pg, 2) as pool:
         for options in (dict(states=["idle"]), dict(users=["app"]), dict(min_idle="0"), dict(pids=[str(pool.pids[0])]), dict(pids=[id_of(pg, pool.pids[0])])):
@@ -206,7 +220,7 @@ def test_all_criteria_are_to_be_met(pg: Postgres, terminate: Caller) -> None:
         assert meant(database="prod") == "abce"
         assert meant(application_names=["a"]) == "acde"
         assert meant(application_names=["a"], database="prod") == "ace"
-        assert meant(users=["web", "nobody"]) == "e"
+        assert meant(users=["web", "healer"]) == "e"
         assert meant(states=["idle"], users=["app"]) == "abd"
         assert meant(states=["idle", "active"], database="prod") == "abe"
         assert meant(client_addresses=["local"]) == "abcde"
@@ -671,6 +685,7 @@ def test_t4_10_what_nobody_knows_is_not_passed_by(pg: Postgres, terminate: Calle
             error = terminate.fails(database="prod", **options)
             assert isinstance(error, Refused), options
             assert "track_activities=on" in error.fix
+        pg.database("other")
         assert terminate(database="other", min_idle="0")["results"] == []
         assert only(terminate(states=["disabled"], database="prod", check=True))["state"] == "disabled"
         assert terminate(database="prod")["changed"]
@@ -791,8 +806,8 @@ def test_random_words_never_mean_another(pg: Postgres, whole: bool, monkeypatch:
 
         @settings(max_examples=10000 if whole else 200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(
-            database=st.one_of(st.none(), WORDS),
-            users=st.one_of(st.none(), st.lists(WORDS, max_size=2)),
+            database=st.one_of(st.none(), st.just("prod"), WORDS),
+            users=st.one_of(st.none(), st.lists(st.one_of(st.just("app"), WORDS), max_size=2)),
             names=st.one_of(st.none(), st.lists(WORDS, max_size=2)),
             pids=st.one_of(st.none(), st.none(), st.lists(st.one_of(st.sampled_from([str(row[0]) for row in sessions]), WORDS), max_size=2)),
             addresses=st.one_of(st.none(), st.none(), st.lists(st.one_of(st.just("local"), WORDS), max_size=1)),
@@ -807,7 +822,8 @@ def test_random_words_never_mean_another(pg: Postgres, whole: bool, monkeypatch:
                 if database in (None, where) and (users is None or user in users) and (names is None or called in names) and (pids is None or str(pid) in pids)
             }
             assert {result["pid"] for result in answer["results"] if result["steps"]} == (set() if error else meant)
-            assert error is None or isinstance(error, (Invalid, Refused))
+            unknown = database not in (None, "prod") or any(user != "app" for user in users or ())
+            assert error is None or isinstance(error, (Invalid, Refused)) or (unknown and isinstance(error, NotFound))
 
         check()
 

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, Refused, TimedOut
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, NotFound, Refused, TimedOut
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import APPLICATION, Role, Server
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import parse_span
 
@@ -321,6 +321,30 @@ def _reached(root: int | str, behind: t.Mapping[int | str, set[int]]) -> set[int
     return found
 
 
+MISSING = """
+SELECT what, name FROM (
+    SELECT 'database' AS what, name FROM unnest(%(databases)s::text[]) name WHERE NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = name)
+    UNION ALL
+    SELECT 'role', name FROM unnest(%(users)s::text[]) name WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = name)
+) missing
+"""
+
+
+def need_to_exist(server: Server, database: str | None, users: t.Sequence[str] | None = None) -> None:
+    """Raise ``NotFound`` for what is named and not there: that nobody is found there would be read as that all is well."""
+    if database is None and not users:
+        return
+    values = dict(databases=[] if database is None else [database], users=list(users or ()))
+    missing = {(row["what"], row["name"]) for row in server.rows("cannot look for the database and the users", MISSING, values)}
+    for kind, asked, lists in (("database", values["databases"], "psql -l"), ("role", values["users"], "psql's \\du")):
+        names = [name for name in asked if (kind, name) in missing]
+        if names:
+            why = f"there is no such {kind}"
+            raise NotFound(
+                f"cannot look at the sessions of {', '.join(names)}", why=why, fix=f"Names are taken exactly, in upper and lower case; {lists} lists them."
+            )
+
+
 def look(server: Server, blocking: bool, queries: bool = False) -> Listing:
     """All sessions, and with ``blocking`` also who waits for whom. The number of questions does not depend on that of the sessions."""
     what = "cannot look at the sessions"
@@ -609,6 +633,7 @@ def facts_of(session: Session) -> dict[str, t.Any]:
         wait=row.wait,
         backend_type=row.backend_type,
         started=row.backend_start and row.backend_start.isoformat(),
+        query_started=row.query_start.isoformat() if row.running and row.query_start else None,
     )
     return dict(told, **row.ages, excluded=sorted(session.excluded), result="still_there")
 
@@ -681,6 +706,7 @@ def blockers(listing: Listing) -> list[dict[str, t.Any]]:
             dict(
                 who,
                 kind="prepared_transaction" if prepared else "session",
+                hidden=not prepared and (row is None or row.hidden),
                 id=prepared.gid if prepared else row and row.id,
                 pid=None if prepared else root,
                 state="prepared" if prepared else row and row.told_state,
@@ -748,6 +774,11 @@ def connections(server: Server, listing: Listing) -> dict[str, t.Any]:
     return dict(limits, used=len(clients), available=max(0, open_to_all - len(clients)), share=round(len(clients) / max(1, open_to_all), 3), **counts)
 
 
+DATABASES = """
+SELECT datname::text AS database, datallowconn AND datconnlimit <> -2 AND has_database_privilege(oid, 'CONNECT') AS connect, datistemplate AS template
+FROM pg_database ORDER BY 1
+"""
+"""A limit of -2 marks what a DROP DATABASE left half done."""
 WRAPAROUND = """
 SELECT datname::text AS database, age(datfrozenxid) AS xid_age, mxid_age(datminmxid) AS mxid_age FROM pg_database ORDER BY 2 DESC, 1
 """
@@ -755,10 +786,11 @@ SELECT datname::text AS database, age(datfrozenxid) AS xid_age, mxid_age(datminm
 
 def activity(server: Server, database: str | None, pids: t.Collection[str] | None, queries: bool) -> dict[str, t.Any]:
     """All that pg_activity_info tells. ``database`` and ``pids`` are whose sessions it tells, ``database`` whose horizon; the rest is the whole server's."""
+    need_to_exist(server, database)
     listing = look(server, blocking=True, queries=queries)
-    rows = [row for row in listing.rows if (row.database or row.backend_type in OUTSIDE) and not row.self and database in (None, row.database)]
+    rows = [row for row in listing.rows if not row.self and database in (None, row.database)]
     waits = [row.waiting or 0.0 for row in rows if row.blocked_by is not None]
-    rows = [row for row in rows if pids is None or naming(row, frozenset(pids))]
+    rows = [row for row in rows if (naming(row, frozenset(pids)) if pids is not None else row.database or row.backend_type in OUTSIDE)]
     return dict(
         server=dict(version=server.version_name, standby=server.standby),
         role=dict(name=server.role.name, superuser=server.role.superuser, sees_all=server.role.sees_all, may_signal=listing.signals),
@@ -771,5 +803,6 @@ def activity(server: Server, database: str | None, pids: t.Collection[str] | Non
         horizon=[asdict(holder) for holder in horizon(server, database)],
         progress=progress(server),
         prepared=server.rows("cannot see the prepared transactions", PREPARED),
+        databases=server.rows("cannot look at the databases", DATABASES),
         wraparound=server.rows("cannot see how old the databases are", WRAPAROUND),
     )

@@ -343,6 +343,30 @@ def _check_schemas(server: Server, schemas: t.Sequence[str]) -> None:
         raise NotFound("cannot take all tables of a schema", why=why, fix="Names are taken exactly, in upper and lower case; psql's \\dn lists them.")
 
 
+def share(part: float) -> float:
+    """The same part of a whole. Raises ``ValueError`` unless it is one."""
+    if not 0 <= part <= 1:
+        raise ValueError(f"{part} is not between 0 and 1; ten percent are written 0.1")
+    return part
+
+
+def number(count: int) -> int:
+    """The same number. Raises ``ValueError`` where nothing can have it."""
+    if not 0 <= count < 1 << 63:
+        raise ValueError(f"{count} is not between 0 and {(1 << 63) - 1}")
+    return count
+
+
+def has_dead(table: Table, tuples: int, ratio: float) -> bool:
+    """Whether so many rows of a table, or of its TOAST table, are dead, and this part of them; also where that was lost, and it has so many rows at all."""
+    if table.kind == "p":
+        return False
+    if tuples == ratio == 0 or (table.uncounted and table.most_rows >= tuples):
+        return True
+    pairs = ((table.dead, table.dead_ratio), (table.toast_dead, table.toast_dead_ratio))
+    return any(dead and dead >= tuples and part >= ratio for dead, part in pairs)
+
+
 def measured(server: Server, tables: t.Sequence[Table], exact: bool) -> list[Table]:
     """The same tables with their bloat: by pgstattuple if ``exact``, which reads them, or else estimated, by one question for all."""
     oids = [table.key for table in tables if table.heap]
@@ -471,6 +495,7 @@ def told(table: Table) -> dict[str, t.Any]:
         kind=TOLD_KINDS[table.kind],
         owner=table.owner,
         live_tuples=table.live,
+        toast_live_tuples=table.toast_live,
         counted=not table.uncounted,
         heap=table.heap,
         source=table.bloat.source if table.bloat else None,
@@ -480,9 +505,19 @@ def told(table: Table) -> dict[str, t.Any]:
 
 
 def summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
-    """What is told of several tables together; what is not known of one is left out."""
+    """What is told of several tables together; what is not known of one is left out, and bloat that is known of none is not told as none."""
     dead, live = sum(table.dead for table in tables), sum(table.live for table in tables)
+    toast_dead, toast_live = sum(table.toast_dead for table in tables), sum(table.toast_live for table in tables)
     known = [(table.heap, table.bloat.size) for table in tables if table.heap is not None and table.bloat]
     heap, bloat = sum(heap for heap, _bloat in known), sum(bloat for _heap, bloat in known)
-    ratios = dict(dead_ratio=round(dead / (dead + live), 4) if dead else 0.0, bloat_ratio=round(bloat / heap, 4) if heap else 0.0)
-    return dict(ratios, dead_tuples=dead, live_tuples=live, size=sum(table.size or 0 for table in tables), heap=heap, bloat=bloat)
+    told = heap or not any(table.kind != "p" and table.heap != 0 and not table.bloat for table in tables)
+    return dict(
+        live_tuples=live,
+        dead_tuples=dead,
+        dead_ratio=round(_share(dead, live), 4),
+        toast_dead_ratio=round(_share(toast_dead, toast_live), 4),
+        size=sum(table.size or 0 for table in tables),
+        heap=heap,
+        bloat=bloat if told else None,
+        bloat_ratio=(round(bloat / heap, 4) if heap else 0.0) if told else None,
+    )

@@ -26,10 +26,12 @@ options:
     type: str
     default: postgres
   database:
-    description: Only sessions of this database, and only what holds back its VACUUM. Without it those of all.
+    description:
+      - Only sessions of this database, and only what holds back its VACUUM. Without it those of all.
+      - It fails if there is no such database.
     type: str
   pids:
-    description: Only these sessions, each by its pid or its id. One that is not there is not told of.
+    description: Only these sessions, or other processes of the server, each by its pid or its id. One that is not there is not told of.
     type: list
     elements: str
   queries:
@@ -64,7 +66,7 @@ EXAMPLES = r"""
     pids: "{{ blocking | map(attribute='id') }}"
   when: blocking | length > 0
   vars:
-    blocking: "{{ activity.blockers | selectattr('kind', '==', 'session') | selectattr('waiting', '>', 60) }}"
+    blocking: "{{ activity.blockers | selectattr('kind', '==', 'session') | rejectattr('hidden') | selectattr('waiting', '>', 60) }}"
 """
 
 RETURN = r"""
@@ -97,7 +99,9 @@ role:
       description: Whether it may end other roles' sessions, those of superusers excepted.
       type: bool
 sessions:
-  description: The sessions of clients, standbys and, where they are at work in a database, of the server itself, the oldest first; not this module's own.
+  description:
+    - The sessions of clients, standbys and, where they are at work in a database, of the server itself, the oldest first; not this module's own.
+    - With O(pids) any process that is named.
   returned: success
   type: list
   elements: dict
@@ -131,6 +135,9 @@ sessions:
       type: str
     started:
       description: When it began.
+      type: str
+    query_started:
+      description: When the statement began that it runs; V(null) if it runs none.
       type: str
     transaction_age:
       description: For how many seconds it has been in its transaction; V(null) without one.
@@ -212,11 +219,14 @@ blockers:
       description: V(session) or V(prepared_transaction).
       type: str
     id:
-      description: The session's id, or the name of the prepared transaction.
+      description: The session's id, or the name of the prepared transaction; V(null) where RV(blockers[].hidden).
       type: str
     pid:
-      description: The session's pid.
+      description: The session's pid; V(null) for a prepared transaction.
       type: int
+    hidden:
+      description: Whether no more than its pid and who it is can be known, as it is hidden from this role, or came only while this looked.
+      type: bool
     user:
       description: Its user.
       type: str
@@ -320,6 +330,21 @@ prepared:
     age:
       description: For how many seconds it has been waiting.
       type: float
+databases:
+  description: All databases, those included that nobody can connect to.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    database:
+      description: The database.
+      type: str
+    connect:
+      description: Whether it takes connections, and this role may connect to it.
+      type: bool
+    template:
+      description: Whether it is a template.
+      type: bool
 wraparound:
   description: How old the oldest transaction is that each database still has, the oldest first. At two thousand million the server stops.
   returned: success

@@ -47,11 +47,11 @@ options:
     default: "0"
   min_dead_tuples:
     description:
-      - Only tables with so many dead rows, or with the bloat that is asked for.
+      - Only tables with so many dead rows, in their own file or in their TOAST table, or with the bloat that is asked for.
       - A table whose statistics were lost is among them if it has so many rows, since nobody knows how many are dead.
     type: int
   min_dead_ratio:
-    description: The same for the share of dead rows in all, from 0 to 1. Given with O(min_dead_tuples), both must be reached.
+    description: The same for the share of dead rows in all, from 0 to 1. Given with O(min_dead_tuples), both must be reached, by itself or its TOAST table.
     type: float
   min_bloat:
     description: Only tables with so much bloat, such as V(100MiB), or with the dead rows that are asked for.
@@ -128,6 +128,9 @@ tables:
     dead_ratio:
       description: The share of dead rows in all, from 0 to 1.
       type: float
+    toast_live_tuples:
+      description: The live rows of its TOAST table.
+      type: int
     toast_dead_tuples:
       description: The dead rows of its TOAST table.
       type: int
@@ -168,6 +171,11 @@ found:
   description: How many tables fit, whether they are shown or not.
   returned: success
   type: int
+ids:
+  description: The oids of all tables that fit, whether they are shown or not, in ascending order.
+  returned: success
+  type: list
+  elements: int
 total:
   description: The same for all that fit together, as for a partitioned table. What is not known of one of them is left out.
   returned: success
@@ -182,6 +190,9 @@ total:
     dead_ratio:
       description: The share of dead rows in all, from 0 to 1.
       type: float
+    toast_dead_ratio:
+      description: The same of their TOAST tables.
+      type: float
     size:
       description: Bytes with indexes and TOAST.
       type: int
@@ -189,10 +200,10 @@ total:
       description: Bytes of the files of those whose bloat is known.
       type: int
     bloat:
-      description: Bytes of these that are bloat.
+      description: Bytes of these that are bloat; V(none) where it is known of none of them though they have rows or may have some.
       type: int
     bloat_ratio:
-      description: The share of these, from 0 to 1.
+      description: The share of these, from 0 to 1; V(none) where RV(total.bloat) is.
       type: float
 exact:
   description: Whether bloat can be measured exactly in this database by this role.
@@ -210,10 +221,13 @@ from ansible_collections.homelab.healer.plugins.module_utils._tables import (
     Name,
     Table,
     find,
+    has_dead,
     has_pgstattuple,
     measured,
+    number,
     parse_names,
     parse_schemas,
+    share,
     summed,
     told,
 )
@@ -228,10 +242,10 @@ class Request:
     schemas: tuple[str, ...] | None = field(metadata={"parse": parse_schemas})
     exact: bool
     min_size: Size = field(metadata={"parse": parse_size})
-    min_dead_tuples: int | None
-    min_dead_ratio: float | None
+    min_dead_tuples: int | None = field(metadata={"parse": number})
+    min_dead_ratio: float | None = field(metadata={"parse": share})
     min_bloat: Size | None = field(metadata={"parse": parse_size})
-    min_bloat_ratio: float | None
+    min_bloat_ratio: float | None = field(metadata={"parse": share})
     limit: int
 
 
@@ -241,16 +255,18 @@ def report(client: Server, request: Request) -> dict[str, t.Any]:
     fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
     fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
     shown = fit[: request.limit if request.limit > 0 else len(fit)]
-    return dict(tables=[told(table) for table in shown], found=len(fit), total=summed(fit), exact=has_pgstattuple(client))
+    ids = sorted(table.key for table in fit)
+    return dict(tables=[told(table) for table in shown], found=len(fit), ids=ids, total=summed(fit), exact=has_pgstattuple(client))
 
 
 def _fits(request: Request, table: Table) -> bool:
-    bloat = (table.bloat.size, table.bloat.ratio) if table.bloat else (-1, -1.0)
-    if request.min_dead_tuples is not None and table.uncounted and table.rows >= request.min_dead_tuples:
+    """Whether it has the dead rows that are asked for, or the bloat; any table fits if neither is."""
+    dead, bloat = (request.min_dead_tuples, request.min_dead_ratio), (request.min_bloat, request.min_bloat_ratio)
+    if dead != (None, None) and has_dead(table, dead[0] or 0, dead[1] or 0):
         return True
-    pairs = [((request.min_dead_tuples, request.min_dead_ratio), (table.dead, table.dead_ratio)), ((request.min_bloat, request.min_bloat_ratio), bloat)]
-    asked = [(wanted, has) for wanted, has in pairs if wanted != (None, None)]
-    return not asked or any(all(least is None or value >= least for least, value in zip(wanted, has)) for wanted, has in asked)
+    if bloat != (None, None) and table.bloat and table.bloat.size >= (bloat[0] or 0) and table.bloat.ratio >= (bloat[1] or 0):
+        return True
+    return dead == bloat == (None, None)
 
 
 ARGUMENTS = dict(

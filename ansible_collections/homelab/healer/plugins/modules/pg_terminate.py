@@ -32,10 +32,12 @@ options:
     type: str
     default: postgres
   database:
-    description: The database that they are connected to, exactly as it is named.
+    description: The database that they are connected to, exactly as it is named. It fails if there is no such database.
     type: str
   users:
-    description: The users that they logged in as. Who is named is meant, also a superuser or a user for replication.
+    description:
+      - The users that they logged in as. Who is named is meant, also a superuser or a user for replication.
+      - It fails if the server does not have one of them.
     type: list
     elements: str
     aliases: [force_user, user]
@@ -272,6 +274,9 @@ results:
     started:
       description: When it began.
       type: str
+    query_started:
+      description: When the statement began that it ran; V(null) if it ran none.
+      type: str
     transaction_age:
       description: For how many seconds it was in its transaction; V(null) without one.
       type: float
@@ -310,6 +315,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._sessions import (
     look,
     need_not_excluded,
     need_the_right,
+    need_to_exist,
     need_to_judge,
     need_to_see,
     notes_of,
@@ -363,6 +369,7 @@ class End(Step):
 def observe(client: Server, request: Request) -> list[Session]:
     """The sessions that the request means, those included that are left alone."""
     request.need_a_criterion()
+    need_to_exist(client, request.database, request.users)
     return choose(look(client, blocking=bool(request.blocking_only)), request)
 
 
