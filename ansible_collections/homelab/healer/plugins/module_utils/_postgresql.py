@@ -94,6 +94,7 @@ REFUSALS: tuple[tuple[str, type[HealerError], str], ...] = (
     ("55P03", Conflict, "Look who holds it with homelab.healer.pg_activity_info; lock_timeout waits longer."),
     ("57014", TimedOut, "Look with homelab.healer.pg_activity_info what holds the server up."),
     ("57P0", Unreachable, "It is starting, stopping or in recovery; look into its log."),
+    ("XX000", TaskFailed, "Run this again; if it stays, look into the server's log."),
     ("XX00", TaskFailed, "The data may be damaged: look into the server's log, and check with pg_amcheck before anything else is written."),
 )
 """What the server's refusals mean: how the SQLSTATE begins, the failure, and what to do. The first that fits."""
