@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,18 +163,27 @@ def pgbouncer(pg: Postgres, ignored: str) -> t.Iterator[dict[str, t.Any]]:
     ini = pg._own_file("pgbouncer.ini", "\n".join(lines).encode(), 0o644)
     with subprocess.Popen([*_become(), "/usr/sbin/pgbouncer", "-q", str(ini)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            until((pg.folder / f".s.PGSQL.{port}").exists)
+            until(lambda: _listens(pg.folder / f".s.PGSQL.{port}"))
             yield pg.socket_options(login_port=port)
         finally:
             process.terminate()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/pgbouncer").exists(), reason="there is no PgBouncer")
 @pytest.mark.parametrize("ignored", ["", "options,extra_float_digits"], ids=["plain", "ignoring"])
 def test_t3_1_a_pooler_that_takes_away_settings_is_refused(pg: Postgres, vacuum: Caller, ignored: str) -> None:
     bloat(pg, rows=5000)
+    pg.set(idle_session_timeout="1h")
     with pgbouncer(pg, ignored) as options:
         refused(Caller(pg_vacuum, {**options, "login_db": "prod"}), Invalid, "PgBouncer", "Give the address of the server itself", tables=[TABLE])
+        with contextlib.closing(pg.connect("prod", "healer", port=options["login_port"])) as client, client.cursor() as cursor:
+            cursor.execute("SHOW idle_session_timeout")
+            assert cursor.fetchone() == ("1h",)  # nothing of ours is left in the session that others get
     assert count(pg) == 0
 
 
@@ -1085,3 +1095,120 @@ def test_what_others_do_meanwhile_is_not_taken_for_a_vacuum(pg: Postgres, vacuum
     if "UNLOGGED" not in meanwhile:
         answer, error = tried(vacuum, tables=[TABLE], full=True, min_bloat="0", min_bloat_ratio=0, assume_free_space="1TiB")
         assert (type(error), answer["changed"]) == (Unreachable, False)
+
+
+def cut(pg: Postgres, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[], None]:
+    """What cuts the module's connections that were opened since, as a lost network does."""
+    opened: list[Connection] = []
+
+    def connected(**arguments: t.Any) -> Connection:
+        opened.append(genuine(**arguments))
+        return opened[-1]
+
+    def broken() -> None:
+        for client in opened:
+            with contextlib.suppress(psycopg2.Error), socket.socket(fileno=os.dup(client.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+    genuine = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", connected)
+    return broken
+
+
+SLOW = "CREATE FUNCTION slow(bigint) RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS 'BEGIN PERFORM pg_sleep(0.01); RETURN $1; END'"
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_rewrite_whose_connection_is_lost_does_not_go_on_unseen(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+    pg.sql(SLOW, database="prod")
+    bloat(pg, rows=1000)
+    pg.sql("DELETE FROM events WHERE id > 150", database="prod")
+    monkeypatch.setattr(_run, "STILL_UNDER_WAY", 0)
+    pg.sql("CREATE INDEX ON events (slow(id))", database="prod")
+    pg.sql("ANALYZE events", database="prod")
+    before, broken = filenode(pg), cut(pg, monkeypatch)
+    if not seen:
+        monkeypatch.setattr(_postgresql, "CANCELLING", 0)
+    with ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE], **FULL)
+        until(lambda: bool(pg.sql("SELECT 1 FROM pg_stat_progress_cluster")))
+        broken()
+        answer, error = future.result()
+    assert isinstance(error, Unreachable)
+    assert (answer["changed"], answer["results"][0]["unknown"]) == (not seen, not seen)
+    assert ("the server may still be at it" in error.why) is not seen
+    if seen:
+        assert not pg.sql("SELECT 1 FROM pg_stat_progress_cluster")
+        assert filenode(pg) == before
+
+
+def test_what_was_vacuumed_before_its_analyze_found_a_lock_counts(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    with session(pg) as other, other.cursor() as cursor, ThreadPoolExecutor() as pool:
+        pg.set(vacuum_cost_limit=1)
+        future = running(vacuum, pool, tables=[TABLE], analyze=True, cost_delay=5, lock_timeout="0.5s")
+        until(lambda: at_work(pg))
+        cursor.execute("BEGIN")
+        cursor.execute(f"LOCK TABLE {TABLE} IN SHARE MODE")  # waits for the vacuum, and has the table before its ANALYZE
+        answer, error = future.result()
+        cursor.execute("ROLLBACK")
+    assert isinstance(error, Conflict)
+    assert (answer["changed"], count(pg)) == (True, 1)
+
+
+@pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
+def test_somebody_elses_cancel_is_told_as_that(pg: Postgres, vacuum: Caller, options: dict[str, t.Any]) -> None:
+    pg.sql(SLOW, database="prod")
+    bloat(pg, rows=1000 if options else 20000)
+    if options:
+        pg.sql("CREATE INDEX ON events (slow(id)) WHERE id < 100", database="prod")
+        pg.sql("ANALYZE events", database="prod")
+    pg.set(vacuum_cost_limit=1)
+    with ThreadPoolExecutor() as pool:
+        future = running(vacuum, pool, tables=[TABLE], **options, cost_delay=50)
+        view = "pg_stat_progress_cluster" if options else "pg_stat_progress_vacuum"
+        until(lambda: bool(pg.sql(f"SELECT pg_cancel_backend(pid) FROM {view}")))
+        answer, error = future.result()
+    assert isinstance(error, TimedOut)
+    assert "cancelled by somebody else" in error.why
+    assert answer["changed"] is not bool(options)
+
+
+def test_a_question_that_hangs_keeps_nobody_from_cancelling(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    bloat(pg, rows=20000)
+    pg.set(vacuum_cost_limit=1)
+    monkeypatch.setattr(_postgresql, "ASKING", 0.2)
+    monkeypatch.setattr(pg_vacuum, "how_far", lambda *_: str(time.sleep(5)))  # type: ignore[func-returns-value]
+    began = time.monotonic()
+    answer, error = tried(vacuum, tables=[TABLE], cost_delay=100, max_duration="0.5s")
+    assert time.monotonic() - began < 3
+    assert (type(error), answer["changed"]) == (TimedOut, True)
+    assert "could not be asked" in error.why
+
+
+def test_settings_for_an_old_table_are_not_the_next_tables(pg: Postgres) -> None:
+    old, young = (_vacuum.settings(wishes(), made_up(xid_age=age), 5) for age in (200_000_000, 1))
+    with contextlib.closing(pg.connect("prod")) as client, client.cursor() as cursor:
+        cursor.execute("SHOW vacuum_freeze_table_age")
+        usual = cursor.fetchone()
+        for wanted, expected in ((old, ("0",)), (young, usual)):
+            _postgresql._set(client, wanted)
+            cursor.execute("SHOW vacuum_freeze_table_age")
+            assert cursor.fetchone() == expected
+
+
+@pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
+def test_a_table_that_loses_its_name_while_it_is_asked_for(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch, options: dict[str, t.Any]) -> None:
+    bloat(pg, rows=5000)
+    genuine = _postgresql.Server.maintain
+
+    def late(*arguments: t.Any) -> None:
+        pg.sql("ALTER TABLE events RENAME TO old; CREATE TABLE events (); ALTER TABLE events OWNER TO app", database="prod")
+        monkeypatch.undo()
+        genuine(*arguments)
+
+    monkeypatch.setattr(_postgresql.Server, "maintain", late)
+    answer, error = tried(vacuum, tables=[TABLE], **options)
+    assert (type(error), answer["changed"]) == (Conflict, False)
+    assert "the one that has its name by now may have been taken in its place" in error.why
+    assert "nobody let go" not in error.why

@@ -70,6 +70,11 @@ LOCK_SECONDS = 2
 """How long a question may wait for somebody's lock."""
 GRACE = 15
 """Seconds after which the server cancels by itself what this client should have cancelled."""
+ASKING = 3.0
+"""Seconds that may be lost over the question how far something has come, before it is cancelled."""
+CANCELLING = 10.0
+"""Seconds within which a cancelled statement ends, or a server that crashed is there again, as far as we wait for it."""
+POLL = 0.2
 SESSION = {
     "search_path": "pg_catalog",
     "statement_timeout": f"{READ_SECONDS}s",
@@ -175,6 +180,9 @@ def _arguments(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         client_encoding="utf8",
         options=" ".join(f"-c {name}={value}" for name, value in SESSION.items()),
         keepalives_idle=30,
+        keepalives_interval=10,
+        keepalives_count=3,
+        tcp_user_timeout=60000 if psycopg2.extensions.libpq_version() >= 120000 else None,
     )
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -227,8 +235,8 @@ def _unconnected(what: str, error: t.Any) -> HealerError:
     return Unreachable(what, why=said, fix="Look whether the server runs and listens there, and login_host and login_port, or login_unix_socket, name it.")
 
 
-def _set(connection: t.Any, settings: t.Mapping[str, str]) -> None:
-    """Change settings of a session, in one question."""
+def _set(connection: t.Any, settings: t.Mapping[str, str | None]) -> None:
+    """Change settings of a session, in one question; what is set to nothing is put back to the server's own."""
     if settings:
         with connection.cursor() as cursor:
             each = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(settings))
@@ -281,12 +289,9 @@ class Server:
         (facts,) = self.rows(
             what,
             "SELECT current_user AS name, r.rolsuper AS superuser, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all,"
-            " current_setting('search_path') AS path, current_setting('block_size')::int AS block_size, pg_is_in_recovery() AS standby"
+            " current_setting('block_size')::int AS block_size, pg_is_in_recovery() AS standby"
             " FROM pg_roles r WHERE r.rolname = current_user",
         )
-        if facts.pop("path") != SESSION["search_path"]:
-            why = "something between here and it, such as PgBouncer, takes away what a session sets"
-            raise Invalid(what, why=why, fix="Give the address of the server itself.")
         self.block_size, self.standby = facts.pop("block_size"), facts.pop("standby")
         self.role = Role(**facts)
 
@@ -300,9 +305,21 @@ class Server:
             raise Invalid(what, why=str(error), fix="Correct the options of the connection.") from error
         connection.autocommit = True  # VACUUM refuses a transaction, and a transaction would see the activity of its first moment only
         gates = [("idle_session_timeout", 140000), ("transaction_timeout", 170000)]
-        with translated(what):
-            _set(connection, {name: "0" for name, since in gates if connection.server_version >= since})
+        try:
+            with translated(what):
+                self._check_direct(connection)  # before anything is set, which a pooler would hand on to others
+                _set(connection, {name: "0" for name, since in gates if connection.server_version >= since})
+        except HealerError:
+            connection.close()
+            raise
         return connection
+
+    def _check_direct(self, connection: t.Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW search_path")
+            if cursor.fetchone()[0] != SESSION["search_path"]:
+                why = "something between here and it, such as PgBouncer, takes away what a session sets"
+                raise Invalid(f"cannot use the PostgreSQL at {self._where}", why=why, fix="Give the address of the server itself.")
 
     def rows(self, what: str, question: str, params: t.Any = None, writing: bool = False) -> list[dict[str, t.Any]]:
         """Ask; ``what`` is what its failure could not do. Returns a dict for each row. If the connection was lost before, this opens another."""
@@ -327,28 +344,46 @@ class Server:
                     with translated(what):
                         _set(self._questions, {"statement_timeout": SESSION["statement_timeout"]})
 
-    def maintain(self, what: str, statement: str, settings: t.Mapping[str, str], seconds: float, progress: t.Callable[[int], str]) -> None:
+    def maintain(self, what: str, statement: str, settings: t.Mapping[str, str | None], seconds: float, progress: t.Callable[[int], str]) -> None:
         """Run one statement of maintenance on a connection of its own; it is cancelled after so many seconds.
 
         ``progress`` tells how far the process with this pid has come, and nothing if it has not begun; it is asked just before that. If this client
-        dies, the server ends the statement by itself: at once from PostgreSQL 14 on, before that when its time is up.
+        dies, the server ends the statement by itself: at once from PostgreSQL 14 on, before that when its time is up. A failure of the statement itself
+        is ``begun``; where the connection was lost, what is left of the statement is cancelled on another, or the failure is ``underway``.
         """
         with self._for_maintenance() as connection:
             with translated(what):
                 _set(connection, {**settings, "statement_timeout": f"{seconds + GRACE:.0f}s"})
-            told: list[str] = []
-            with _cancelled_after(seconds, connection, lambda: told.append(progress(connection.info.backend_pid))):
-                try:
-                    with translated(what, writing=True), connection.cursor() as cursor:
-                        cursor.execute(statement)
-                except TimedOut as error:
-                    if not told:
-                        raise
-                    fix = "Run it again: what is done stays done. A longer max_duration lets it come to its end."
-                    far = told[0] or "it had not begun"
-                    late = TimedOut(what, why=f"it was not done after {seconds:g} s, and was cancelled; {far}", fix=fix)
-                    late.partly = bool(told[0])
-                    raise late from error
+                backend = _backend(connection)
+            watch, began = _Watch(seconds, connection, lambda: progress(backend[0])), time.monotonic()
+            try:
+                with watch, translated(what, writing=True), connection.cursor() as cursor:
+                    cursor.execute(statement)
+            except TimedOut as error:
+                raise _cancelled(what, error, watch, seconds, time.monotonic() - began) from error
+            except HealerError as error:
+                error.begun = True
+                if error.uncertain:
+                    raise self._lost(what, error, backend) from error
+                raise
+
+    def _lost(self, what: str, error: HealerError, backend: tuple[int, t.Any]) -> HealerError:
+        """The failure of a statement whose reply was lost, now that nothing is left of it on the server, or somebody has to look."""
+        if self._ended(what, backend):
+            return error
+        why = f"{error.why}; the server may still be at it, as process {backend[0]}, which could not be cancelled or be looked at"
+        return type(error)(what, why=why, fix="Look with homelab.healer.pg_activity_info whether it still runs, then run this again.", underway=True)
+
+    def _ended(self, what: str, backend: tuple[int, t.Any]) -> bool:
+        """Cancel what a session of ours still runs, and wait until it has ended. Returns whether it has."""
+        question = "SELECT pg_cancel_backend(pid) AS cancelled FROM pg_stat_activity WHERE pid = %s AND backend_start = %s AND state IS DISTINCT FROM 'idle'"
+        until = time.monotonic() + CANCELLING
+        while time.monotonic() < until:
+            with contextlib.suppress(HealerError):  # a server that crashed is there again soon
+                if not self.rows(what, question, backend):
+                    return True
+            time.sleep(POLL)
+        return False
 
     @contextlib.contextmanager
     def _for_maintenance(self) -> t.Iterator[t.Any]:
@@ -376,22 +411,63 @@ class Server:
         return any(row["sent"] for row in self.rows(what, question, (pid, *unchanged.values()), writing=True))
 
 
-@contextlib.contextmanager
-def _cancelled_after(seconds: float, connection: t.Any, before: t.Callable[[], None]) -> t.Iterator[None]:
-    """Cancel what runs on a connection after so many seconds, unless it has ended by then."""
-    over = threading.Event()
+def _backend(connection: t.Any) -> tuple[int, t.Any]:
+    """The pid of a connection's process, and when it began: a pid alone may be another's later."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        pid, began = cursor.fetchone()
+        return int(pid), began
 
-    def wait() -> None:
-        if not over.wait(seconds):
-            with contextlib.suppress(HealerError):
-                before()
-            with contextlib.suppress(psycopg2.Error):  # the connection is lost, which the statement tells
-                connection.cancel()
 
-    watch = threading.Thread(target=wait, daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watch.join()
+def _cancelled(what: str, error: TimedOut, watch: _Watch, seconds: float, took: float) -> TimedOut:
+    """The failure of a statement that was cancelled: by us, by the server in our place, or by somebody else."""
+    if not watch.cancelled and took < seconds + GRACE - 1:
+        why = f"it was cancelled by somebody else after {took:.0f} s, not by this module ({error.why})"
+        late = TimedOut(what, why=why, fix="Find out who did, such as by pg_cancel_backend, or when it may run, then run it again.")
+    else:
+        far = watch.told if watch.told is not None else "how far it had come could not be asked"
+        why = f"it was not done after {seconds:g} s, and was cancelled; {far or 'it had not begun'}"
+        late = TimedOut(what, why=why, fix="Run it again: what is done stays done. A longer max_duration lets it come to its end.")
+    late.begun, late.partly = True, watch.told != ""
+    return late
+
+
+class _Watch:
+    """Cancels what runs on a connection after so many seconds, unless it has ended by then.
+
+    ``progress`` is asked just before that, but not waited for if the server does not answer. Where cancelling itself is not answered, the connection is
+    closed, so that it cannot hit what runs there next.
+    """
+
+    def __init__(self, seconds: float, connection: t.Any, progress: t.Callable[[], str]) -> None:
+        self._seconds, self._connection, self._progress = seconds, connection, progress
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self.cancelled = False
+        self.told: str | None = None
+
+    def _wait(self) -> None:
+        if self._over.wait(self._seconds):
+            return
+        self.cancelled = True
+        asking = threading.Thread(target=self._ask, daemon=True)
+        asking.start()
+        asking.join(ASKING)
+        if self._over.is_set():
+            return
+        with contextlib.suppress(psycopg2.Error):  # the connection is lost, which the statement tells
+            self._connection.cancel()
+
+    def _ask(self) -> None:
+        with contextlib.suppress(HealerError):
+            self.told = self._progress()
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join(ASKING + CANCELLING)
+        if self._thread.is_alive():
+            self._connection.close()

@@ -252,15 +252,15 @@ def statement(wishes: Wishes, table: Table, version: int) -> str:
     return f"VACUUM {f'({chosen}) ' if chosen else ''}{only}{table.sql}"
 
 
-def settings(wishes: Wishes, table: Table, lock_timeout: float) -> dict[str, str]:
-    """What the session that does it is set to, times in seconds.
+def settings(wishes: Wishes, table: Table, lock_timeout: float) -> dict[str, str | None]:
+    """What the session that does it is set to, times in seconds; nothing where the server's own value is to be, whatever the table before had.
 
     Age is cured only by a vacuum that looks at every page, and leaves no row that is as old as what asked for it, whatever the server's settings.
     """
     ages = {"vacuum_freeze_table_age": 0, "vacuum_multixact_freeze_table_age": 0}
     ages["vacuum_freeze_min_age"] = min(wishes.min_xid_age // 2, FREEZE_MIN_AGE)
     ages["vacuum_multixact_freeze_min_age"] = min(wishes.min_mxid_age // 2, MXID_FREEZE_MIN_AGE)
-    younger = {name: str(age) for name, age in ages.items()} if aged(wishes, table) else {}
+    younger = {name: str(age) if aged(wishes, table) else None for name, age in ages.items()}
     return {"lock_timeout": f"{max(1, round(lock_timeout * 1000))}ms", "vacuum_cost_delay": f"{wishes.cost_delay}ms", **younger}
 
 

@@ -113,7 +113,8 @@ options:
     default: 5s
   max_duration:
     description:
-      - How long all of it may take, 14 days at the most. Then no further table is begun, those that are being worked on are cancelled, and how far they had come is told.
+      - How long all of it may take, 14 days at the most. Then no further table is begun, those that are being worked on are cancelled, and how far they
+        had come is told.
       - What a plain vacuum has removed stays removed; a rewrite begins anew.
     type: str
     default: 1h
@@ -325,7 +326,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, Values, plan_each
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotConverged, TaskFailed, TimedOut, Unreachable
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, HealerError, NotConverged, TaskFailed, TimedOut
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names, parse_schemas
@@ -400,15 +401,20 @@ class Maintain(Step):
 
     def apply(self, client: Server) -> None:
         what = f"cannot run {self.sql}"
-        try:
-            with client.alone if self.identity == "filenode" else contextlib.nullcontext():
-                if self.sql.startswith("VACUUM (FULL, SKIP_LOCKED"):
-                    self._rewrite(client, what)
-                else:
-                    self._run(client, what, self.request.lock_timeout)
-        except Conflict as error:
-            raise Conflict(what, why=f"{error.why}; {who_has(client, self.table, self.identity == 'filenode')}", fix=error.fix) from error
-        self._need_done(client)
+        with client.alone if self.identity == "filenode" else contextlib.nullcontext():
+            if self.sql.startswith("VACUUM (FULL, SKIP_LOCKED"):
+                self._rewrite(client, what)
+            else:
+                self._check_name(client, what)
+                self._run(client, what, self.request.lock_timeout)
+        self._need_done(client, what)
+
+    def _check_name(self, client: Server, what: str, ran: bool = False) -> None:
+        """The statement goes by the table's name; whatever ``ran`` without it may have been another's."""
+        (named,) = client.rows(f"cannot look at {self.table.name} again", "SELECT to_regclass(%s)::oid::bigint AS key", (self.table.sql,))
+        if named["key"] != self.table.key:
+            instead = "; the one that has its name by now may have been taken in its place" if ran and named["key"] is not None else ""
+            raise Conflict(what, why=f"it was removed, renamed or replaced since it was looked at{instead}", fix="Run this again.")
 
     def _run(self, client: Server, what: str, lock_timeout: float) -> None:
         left = self.request.max_duration - client.seconds()
@@ -416,26 +422,37 @@ class Maintain(Step):
             late = TimedOut(what, why=f"max_duration, {self.request.max_duration:g} s, was over before it was begun", fix="Run it again for what is left.")
             late.retryable = True
             raise late
-        (named,) = client.rows(f"cannot look at {self.table.name} again", "SELECT to_regclass(%s)::oid::bigint AS key", (self.table.sql,))
-        if named["key"] != self.table.key:
-            raise Conflict(what, why="it was removed, renamed or replaced since it was looked at", fix="Run this again.")
         try:
             client.maintain(what, self.sql, settings(self.request, self.table, lock_timeout), left, lambda pid: how_far(client, pid))
-        except (TaskFailed, TimedOut, Unreachable) as error:
-            begun = error.partly or error.uncertain or isinstance(error, TaskFailed)
-            error.partly = begun and self.identity == "vacuum_count"  # the others are done wholly or not at all
+        except HealerError as error:
+            plain = self.identity == "vacuum_count"  # the others are done wholly or not at all
+            error.begun = error.begun and plain  # ANALYZE and its TOAST table come later, by themselves: then the count tells
+            error.partly = plain and (error.partly or error.uncertain or isinstance(error, TaskFailed))
+            if error.begun:
+                with contextlib.suppress(HealerError):
+                    self._wait_counted(client, self.identity)
+            if isinstance(error, Conflict):
+                raise self._locked(client, what, error) from error
             raise
+
+    def _locked(self, client: Server, what: str, error: Conflict) -> Conflict:
+        conflict = Conflict(what, why=f"{error.why}; {who_has(client, self.table, self.identity == 'filenode')}", fix=error.fix)
+        conflict.begun = error.begun
+        return conflict
 
     def _rewrite(self, client: Server, what: str) -> None:
         until = time.monotonic() + self.request.lock_timeout
         while True:
+            self._check_name(client, what)
             with contextlib.suppress(Conflict):  # it had the table's lock, but not an index'
                 self._run(client, what, SHORT)
             if self._done(client):
                 return
+            self._check_name(client, what, ran=True)
             if time.monotonic() >= until:
                 reason = f"nobody let go of the table within {self.request.lock_timeout:g} s"
-                raise Conflict(what, why=reason, fix="Wait until nobody uses it, or give a longer lock_timeout: it does not queue, so it holds nobody up.")
+                fix = "Wait until nobody uses it, or give a longer lock_timeout: it does not queue, so it holds nobody up."
+                raise self._locked(client, what, Conflict(what, why=reason, fix=fix))
             time.sleep(AGAIN)
 
     def happened(self, now: Target) -> bool:
@@ -455,14 +472,21 @@ class Maintain(Step):
             raise lost
         return self._shows(now)
 
-    def _need_done(self, client: Server) -> None:
-        """What the server skips it calls a success, with a warning in any language. Before PostgreSQL 15 its counts come later."""
-        until = time.monotonic() + (COUNTED_LATE if client.version < 150000 else 0)
-        while self.table.kind != "p" and not self._done(client):
-            if time.monotonic() >= until:
-                reason = "the server skipped it, as its statistics and files show"
-                fix = "Look into the server's log; the role may have lost the right, or somebody had the table locked."
-                raise NotConverged(f"ran {self.sql}, but nothing was done", why=reason, fix=fix)
+    def _need_done(self, client: Server, what: str) -> None:
+        """What the server skips it calls a success, with a warning in any language."""
+        self._wait_counted(client, self.identity)
+        if self.table.kind != "p" and not self._done(client):
+            self._check_name(client, what, ran=True)
+            reason = "the server skipped it, as its statistics and files show"
+            fix = "Look into the server's log; the role may have lost the right, or somebody had the table locked."
+            raise NotConverged(f"ran {self.sql}, but nothing was done", why=reason, fix=fix)
+        if self.identity == "filenode":
+            self._wait_counted(client, "analyze_count")  # that sets its dead rows
+
+    def _wait_counted(self, client: Server, count: str) -> None:
+        """Wait for what a server before PostgreSQL 15 counts later."""
+        until = time.monotonic() + (COUNTED_LATE if client.version < 150000 and count != "filenode" and self.table.kind != "p" else 0)
+        while time.monotonic() < until and not getattr(find(client, [self.table.key], None)[0], count) > getattr(self.table, count):
             time.sleep(AGAIN)
 
     def tell(self, client: Server, now: Target) -> Values:
