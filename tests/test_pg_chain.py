@@ -68,6 +68,35 @@ def test_what_cannot_be_vacuumed_away_calls_a_human_and_names_who_is_in_the_way(
         assert f"(pid {reader.info.backend_pid}, app@prod, idle in transaction" in run.record["why"]
 
 
+def test_of_a_partitioned_table_what_needs_it_is_rewritten_and_the_rest_left_alone(pg: Postgres, controller: Controller) -> None:
+    pg.sql("GRANT pg_read_all_data TO healer")
+    pg.database("shut")
+    pg.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false")
+    pg.sql("CREATE TABLE log (id int, body text) PARTITION BY RANGE (id)", database="prod")
+    for part in range(3):
+        pg.sql(f"CREATE TABLE log_{part} PARTITION OF log FOR VALUES FROM ({part}0000) TO ({part + 1}0000)", database="prod")
+    pg.sql("INSERT INTO log SELECT id, repeat('x', 100) FROM generate_series(0, 29999) AS id", database="prod")
+    pg.sql("ANALYZE", database="prod")
+    pg.sql("DELETE FROM log WHERE id > 20000 AND mod(id, 10) > 0", database="prod")
+    sizes = {"pg_bloat_min_bloat": "100KiB"}
+    run = controller.play("homelab.healer.heal_pg_bloat", full=True, **sizes)
+    assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+    assert run.record["target"]["name"] == "public.log_2 in prod"
+    run = controller.play("homelab.healer.heal_pg_bloat", database="prod", table="log", full=True, **sizes)
+    assert (run.returncode, run.record["outcome"], run.record["why"]) == (0, "healthy", "log in prod is within bounds"), run.output
+
+
+def test_a_misspelt_name_is_never_healthy(pg: Postgres, controller: Controller) -> None:
+    for playbook, variables, words in (
+        ("heal_pg_bloat", {"database": "prod", "table": "evnets"}, "there is no such table"),
+        ("clear_connections", {"database": "prdo"}, "there is no such database"),
+        ("heal_pg_blocker", {"database": "prdo"}, "there is no such database"),
+    ):
+        run = controller.play(f"homelab.healer.{playbook}", **variables)
+        assert run.record["outcome"] == "needs_human", run.output
+        assert words in run.record["why"]
+
+
 def test_a_table_that_is_named_is_vacuumed_in_any_case(pg: Postgres, controller: Controller) -> None:
     bloat(pg, ratio=0.001)
     run = controller.play("homelab.healer.vacuum", database="prod", table="public.events")
@@ -197,5 +226,9 @@ def test_what_is_wrong_with_a_server_is_told() -> None:
     assert told == [
         ("warning", "dead rows of db cannot be removed", "session 6920b1a2.1f40 (idle in transaction) may still see them"),
         ("warning", "dead rows of db cannot be removed", "slot old_replica (inactive) may still see them"),
-        ("problem", "the database prod of db grows old", "its oldest rows are 1200000000 transactions old, and at two thousand million the server stops"),
+        (
+            "problem",
+            "the database prod of db grows old",
+            "its oldest rows are 1200000000 transactions and 5 multixacts old, and at two thousand million of either the server stops",
+        ),
     ]

@@ -85,7 +85,8 @@ def database_findings(answer: t.Mapping[str, t.Any], host: str) -> list[dict[str
             find("warning", f"dead rows of {host} cannot be removed", f"{who} may still see them", "End it or drop it, if nobody needs it.")
     for database in answer["wraparound"]:
         if database["xid_age"] >= OLD or database["mxid_age"] >= OLD:
-            age = f"its oldest rows are {database['xid_age']} transactions old, and at two thousand million the server stops"
+            ages = f"{database['xid_age']} transactions and {database['mxid_age']} multixacts"
+            age = f"its oldest rows are {ages} old, and at two thousand million of either the server stops"
             find("problem", f"the database {database['database']} of {host} grows old", age, "homelab.healer.pg_vacuum with its schemas makes it younger.")
     return found
 
