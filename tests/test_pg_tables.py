@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 import typing as t
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -14,12 +15,12 @@ from hypothesis import strategies as st
 from psycopg2.sql import SQL, Identifier
 
 from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _tables, _vacuum
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Denied, HealerError, Invalid, NotFound
+from ansible_collections.homelab.healer.plugins.module_utils._errors import Denied, HealerError, Invalid, NotFound, TaskFailed
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size
 from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, estimate, has_dead, parse_name, parse_names, parse_schemas, quoted
 from ansible_collections.homelab.healer.plugins.modules import pg_bloat_info, pg_vacuum
 from tests.lab.modules import Caller, call, read
-from tests.lab.postgres import Postgres, _execute, bloat
+from tests.lab.postgres import Postgres, _execute, bloat, prepared
 from tests.test_pg_vacuum import ANY, made_up, refused, session, until, wishes
 
 LONG = "x" * 63
@@ -283,6 +284,60 @@ def test_what_nobody_knows_is_not_told_as_no_bloat(pg: Postgres) -> None:
         assert info(pg, tables=["first"])["total"]["bloat_ratio"] is None
 
 
+def test_after_lost_statistics_no_healthy_table_is_told_as_bloated(pg: Postgres) -> None:
+    pg.role("healer", grants=["pg_read_all_data"])
+    for statement in (
+        "CREATE TABLE big WITH (autovacuum_enabled = off) AS SELECT id, repeat('x', 100) AS body FROM generate_series(1, 20000) id",
+        "VACUUM ANALYZE big",
+        "SELECT pg_stat_reset()",
+    ):
+        pg.sql(statement, database="prod")
+    pg.sql("INSERT INTO big SELECT 1, 'a' FROM generate_series(1, 5)", database="prod")
+    until(lambda: info(pg)["tables"][0]["live_tuples"] == 5)
+    told = info(pg)
+    assert (told["tables"][0]["bloat"], told["tables"][0]["counted"], told["total"]["bloat_ratio"]) == (None, False, None)
+    pg.sql("INSERT INTO big SELECT id, repeat('x', 100) FROM generate_series(1, 12000) id", database="prod")
+    until(lambda: info(pg)["tables"][0]["live_tuples"] > 12000)
+    (one,) = info(pg)["tables"]
+    assert one["bloat"] is None  # there may be 12005 rows, or 32005
+    pg.sql("ANALYZE big", database="prod")
+    until(lambda: info(pg)["tables"][0]["live_tuples"] == 32005)
+    assert info(pg)["tables"][0]["bloat_ratio"] < 0.05
+
+
+def test_a_table_without_a_live_row_is_all_bloat(pg: Postgres) -> None:
+    pg.role("healer", grants=["pg_read_all_data"])
+    pg.sql("CREATE TABLE queue WITH (autovacuum_enabled = off) AS SELECT id, repeat('x', 100) AS body FROM generate_series(1, 5000) id", database="prod")
+    pg.sql("VACUUM ANALYZE queue", database="prod")
+    pg.sql("DELETE FROM queue", database="prod")
+    until(lambda: info(pg)["tables"][0]["dead_tuples"] == 5000)
+    (one,) = info(pg)["tables"]
+    assert (one["live_tuples"], one["bloat_ratio"]) == (0, 1.0)
+
+
+def test_a_lock_in_another_database_is_none_here(pg: Postgres) -> None:
+    pg.role("healer", grants=["pg_read_all_data"])
+    pg.sql("CREATE TABLE big AS SELECT generate_series(1, 1000) AS id", database="prod")
+    pg.sql("CREATE DATABASE staging TEMPLATE prod")
+    with contextlib.closing(pg.connect("staging")) as client:
+        _execute(client, "BEGIN")
+        _execute(client, "LOCK TABLE big")
+        assert info(pg)["tables"][0]["size"]
+        assert info(pg, login_db="staging")["tables"][0]["size"] is None
+
+
+def test_a_table_that_is_dropped_while_it_is_measured_is_no_damage(debian_postgres: Postgres) -> None:
+    pg = prepared(debian_postgres)
+    pg.sql("CREATE EXTENSION pgstattuple", database="prod")
+    pg.sql("CREATE TABLE passing AS SELECT 1 AS id", database="prod")
+    params = {**dict.fromkeys(_postgresql.OPTIONS), "ssl_mode": "disable", "connect_timeout": 5, "login_db": "prod", **pg.socket_options("lab")}
+    with _postgresql.connect(params) as server:
+        found = _tables.find(server, [Name("passing")], None)
+        pg.sql("DROP TABLE passing", database="prod")
+        with pytest.raises(TaskFailed, match=r"could not open relation.*Run this again"):
+            _tables.measured(server, found, True)
+
+
 def test_dead_rows_of_a_toast_table_fit_as_well(pg: Postgres) -> None:
     pg.sql("CREATE TABLE docs (id int, body text)", database="prod", user="app")
     pg.sql("ALTER TABLE docs ALTER body SET STORAGE EXTERNAL, SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)", database="prod", user="app")
@@ -403,7 +458,7 @@ def test_kinds_rights_and_what_nobody_knows(pg: Postgres) -> None:
         "public.never": "table",
     }
     assert [told[f"public.{name}"]["bloat"] for name in ("parts", "never", "summed")] == [None, None, None]
-    assert told["public.part"]["bloat"] == 0  # the width of its column is known without statistics
+    assert told["public.part"]["bloat"] is None  # the width of its column is known without statistics, but not the number of its rows
     assert told["public.never"]["last_analyze"] is None
     assert not any(table["may_vacuum"] for table in told.values())
     assert [table["name"] for table in info(pg, tables=["parts"])["tables"]] == ["public.part", "public.parts"]
@@ -412,7 +467,7 @@ def test_kinds_rights_and_what_nobody_knows(pg: Postgres) -> None:
 
 
 def test_an_estimate_lays_rows_out_as_the_server_does() -> None:
-    table = made_up(live=1000, heap=Size(10 * 8192), fillfactor=100)
+    table = made_up(live=1000, heap=Size(10 * 8192), fillfactor=100, vacuum_count=1)
     bigint: tuple[int, str, float | None, int | None] = (8, "d", 0.0, 8)
     bloated = estimate(table, 8192, [bigint])  # 24 + 8 + 4 bytes a row: 226 in a page, so 5 pages
     assert bloated is not None
@@ -421,7 +476,8 @@ def test_an_estimate_lays_rows_out_as_the_server_does() -> None:
     empty = estimate(made_up(live=0, rows=0.0, heap=Size(0)), 8192, [bigint])
     assert empty is not None
     assert (empty.size, empty.ratio) == (0, 0.0)
-    assert estimate(made_up(heap=None), 8192, [bigint]) is None
+    assert estimate(replace(table, heap=None), 8192, [bigint]) is None
+    assert estimate(replace(table, vacuum_count=0), 8192, [bigint]) is None
 
 
 def test_an_estimate_is_near_what_is_there(pg: Postgres) -> None:

@@ -183,9 +183,13 @@ class Table:
     @property
     def uncounted(self) -> bool:
         """Whether its statistics were lost, as after a crash: nobody knows how many of its rows are dead. What came since may be counted again."""
-        known = self.vacuum_count or self.last_vacuum or self.last_analyze
         least = self.rows if self.rows >= 0 else (self.heap or 0) / LARGE_ROW
-        return not known and self.live + self.dead < least / 2
+        return not self.looked_through and self.live + self.dead < least / 2
+
+    @property
+    def looked_through(self) -> bool:
+        """Whether it was vacuumed or analyzed since its statistics began. Without that they have only what was written since, and it may have had rows."""
+        return bool(self.vacuum_count or self.last_vacuum or self.last_analyze)
 
     @property
     def most_rows(self) -> float:
@@ -206,6 +210,7 @@ FOUND = """
 WITH RECURSIVE locked AS (
     SELECT coalesce(i.indrelid, l.relation) AS oid FROM pg_locks l LEFT JOIN pg_index i ON i.indexrelid = l.relation
     WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+        AND l.database IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
 ), wanted AS (
     SELECT c.oid, c.oid AS root, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {chosen}
     UNION
@@ -417,14 +422,16 @@ def has_pgstattuple(server: Server) -> bool:
 
 
 def estimate(table: Table, block: int, columns: t.Sequence[Column]) -> Bloat | None:
-    """How many bytes of the file its live rows would not fill, or nothing where the width of a column is not known.
+    """How many bytes of the file its live rows would not fill, or nothing where the width of a column is not known, or the number of the rows.
 
     The rows are laid out as the server does it: each value aligned, each row to 8 bytes, a pointer for each row, the fill factor kept free. Of values of
     variable length only the average is known. So this is the mean of two layouts: all as long as that, and lengths spread so that any rest is as likely.
     """
     if table.heap is None or any(width is None and length < 0 for length, _align, _nulls, width in columns):
         return None
-    rows = table.live or max(table.rows, 0)
+    if table.heap and not table.looked_through:
+        return None
+    rows = table.live if table.live or table.dead else max(table.rows, 0)
     usable = block - PAGE_HEADER - block * (100 - table.fillfactor) // 100
     pages = sum(_pages(rows, usable, columns, spread) for spread in (False, True)) / 2
     return _bloat(table.heap - math.ceil(pages) * block, table.heap, "estimate")

@@ -68,6 +68,7 @@ notes:
   - The estimate computes from the average width of each column how many pages the live rows fill. On tables of 25 shapes, from plain numbers to TOASTed
     documents, with none to 80 percent dead rows, it was off by at most 10 percentage points from what C(VACUUM FULL) gave back, and mostly by one. It
     does not hold for a table of a few pages, or one that was not analyzed since it got its shape or many of its rows.
+  - A table that was neither vacuumed nor analyzed since its statistics began, as after a crash of the server, has no estimate.
   - C(pgstattuple), and O(exact) by it, counts a little otherwise. The pointers and the padding of dead rows are no bloat to it, nor is what old rows have
     in columns that were dropped, but the ends of pages that no row fits into are. So for rows below 50 bytes it shows up to 20 percentage points less than
     the estimate, and for rows of 1 KB and more up to 12 more. What the fill factor keeps free is bloat by neither.
