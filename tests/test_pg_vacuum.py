@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 
-from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _run, _vacuum
+from ansible_collections.homelab.healer.plugins.module_utils import _postgresql, _run, _tables, _vacuum
 from ansible_collections.homelab.healer.plugins.module_utils._errors import (
     Conflict,
     Denied,
@@ -43,8 +43,9 @@ from ansible_collections.homelab.healer.plugins.module_utils._sessions import Ho
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size
 from ansible_collections.homelab.healer.plugins.module_utils._tables import Bloat, Table
 from ansible_collections.homelab.healer.plugins.modules import pg_vacuum
-from tests.lab.modules import Caller, call
+from tests.lab.modules import Caller, _validated, call
 from tests.lab.postgres import ACCOUNT, Postgres, _become, _free_port, bloat
+from tests.lab.postgres import prepared as lab_prepared
 
 TABLE = "public.events"
 FULL: dict[str, t.Any] = dict(full=True, min_bloat="0", min_bloat_ratio=0.1, assume_free_space="1TiB")
@@ -617,7 +618,8 @@ def test_t3_10_a_rewrite_that_would_copy_dead_rows_is_not_begun() -> None:
     for holder, conflict in (
         (old, True),
         (replace(old, seconds=1.0), False),
-        (replace(old, kind="slot", seconds=None), True),
+        (replace(old, kind="slot", seconds=None, age=5000), True),
+        (replace(old, kind="slot", seconds=None, age=50), False),
         (replace(old, catalogs=True), False),
     ):
         with pytest.raises(Conflict, match="nothing be won") if conflict else contextlib.nullcontext():
@@ -1212,3 +1214,111 @@ def test_a_table_that_loses_its_name_while_it_is_asked_for(pg: Postgres, vacuum:
     assert (type(error), answer["changed"]) == (Conflict, False)
     assert "the one that has its name by now may have been taken in its place" in error.why
     assert "nobody let go" not in error.why
+
+
+def seen_by(caller: Caller) -> t.ContextManager[_postgresql.Server]:
+    """The server as the module sees it."""
+    return _postgresql.connect(_validated(pg_vacuum, {**caller.options, "tables": [TABLE]}))
+
+
+def test_t3_6_each_disk_needs_what_a_table_has_there(pg: Postgres, vacuum: Caller) -> None:
+    bloat(pg, rows=5000)
+    place = pg.folder / "place"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["chown", f"--reference={pg.data}", str(place)], check=True)
+    pg.sql(f"CREATE TABLESPACE away LOCATION '{place}'")
+    try:
+        pg.sql("CREATE INDEX more ON events (body) TABLESPACE away", database="prod")
+        index, whole = of(pg, "pg_table_size('more')"), of(pg, "pg_total_relation_size(c.oid)")
+        for temporary in ("", "away"):
+            pg.set(temp_tablespaces=temporary)
+            with seen_by(vacuum) as server:
+                (spread,) = _vacuum._spread(server, [of(pg, "c.oid::bigint")]).values()
+            own, sorting = whole - index, index
+            assert spread == ({"": own + sorting, str(place): index} if not temporary else {"": own, str(place): index + sorting})
+    finally:
+        pg.set(temp_tablespaces=None)
+        pg.sql("DROP TABLE events", database="prod")
+        pg.sql("DROP TABLESPACE away")
+
+
+def test_t3_6_something_stays_free_on_each_disk() -> None:
+    tables = [made_up(key=1), made_up(key=2)]
+    around = site(spread={1: {"": 100 << 20, "/indexes": 300 << 20}, 2: {"": 200 << 20}})
+    for own, indexes, enough in ((265, 365, True), (264, 365, False), (265, 364, False)):
+        free = {"": own, "/indexes": indexes, "wal": 1 << 20}
+        disks = {place: _vacuum.Disk(number, Size(size << 20)) for number, (place, size) in enumerate(free.items())}
+        with contextlib.nullcontext() if enough else pytest.raises(Refused, match="are free there"):
+            _vacuum.check_space(wishes(full=True), tables, replace(around, disks=disks))
+    for assumed, enough in ((503, True), (502, False)):
+        with contextlib.nullcontext() if enough else pytest.raises(Refused, match="assume_free_space"):
+            _vacuum.check_space(wishes(full=True, assume_free_space=Size(assumed << 20)), tables, around)
+
+
+def test_t3_10_a_standby_that_keeps_up_keeps_nobody_from_rewriting(debian_postgres: Postgres) -> None:
+    pg = lab_prepared(debian_postgres)
+    pg.role("healer", grants=["pg_monitor", "app"])
+    vacuum = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})
+    with standby(pg):
+        until(lambda: pg.sql("SELECT xmin IS NOT NULL FROM pg_replication_slots") == [(True,)], 20)
+        bloat(pg, rows=5000)
+        until(lambda: pg.sql("SELECT age(xmin) = 0 FROM pg_replication_slots") == [(True,)], 20)
+        assert vacuum(tables=[TABLE], **FULL)["results"][0]["freed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("session", "pg_terminate"), ("prepared_transaction", "ROLLBACK PREPARED"), ("slot", "pg_drop_replication_slot"), ("standby", "queries on that standby")],
+)
+def test_t3_10_each_kind_of_holder_has_its_own_advice(kind: str, advice: str) -> None:
+    old = Holder(kind, "it", 7, "prod", "app", None, None, 5000, None)
+    with pytest.raises(Conflict, match=advice):
+        _vacuum.guard(wishes(full=True), made_up(bloat=BLOATED), site(holders=(old,)))
+
+
+def test_t3_9_a_table_that_somebody_hidden_is_vacuuming_is_left_alone(pg: Postgres) -> None:
+    pg.role("healer", grants=["app"])
+    bloat(pg, rows=20000)
+    with vacuumed_by_somebody(pg) as pid:
+        answer = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})(tables=[TABLE])
+    assert not answer["changed"]
+    assert f"left alone: process {pid} (VACUUM) is at it already" in answer["results"][0]["notes"]
+
+
+def test_t3_15_measuring_takes_no_longer_than_all_may_take(debian_postgres: Postgres) -> None:
+    pg = lab_prepared(debian_postgres)
+    pg.role("healer", grants=["pg_monitor", "app"])
+    vacuum = Caller(pg_vacuum, {**pg.options(), "login_db": "prod"})
+    bloat(pg, rows=5000)
+    pg.sql("CREATE EXTENSION pgstattuple", database="prod")
+    for begin in ("ALTER FUNCTION pgstattuple_approx(regclass) RENAME TO genuine", SLOW_MEASURE):
+        pg.sql(begin, database="prod")
+    began = time.monotonic()
+    answer = vacuum(tables=[TABLE], **FULL, max_duration="1s", check=True)
+    assert time.monotonic() - began < 4
+    assert "(estimate)" in " ".join(answer["results"][0]["why"])
+
+
+SLOW_MEASURE = """
+CREATE FUNCTION pgstattuple_approx(regclass, OUT table_len bigint, OUT dead_tuple_len bigint, OUT approx_free_space bigint)
+LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(20); END'
+"""
+
+
+def test_before_postgresql_15_a_rewrite_waits_for_the_count_of_its_analyze(pg: Postgres, vacuum: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = bloat(pg, rows=5000)
+    late: list[float] = []
+    genuine = _tables.find
+
+    def counted_late(client: _postgresql.Server, *arguments: t.Any) -> list[Table]:
+        """The tables as a server that counts half a second later tells them."""
+        client.version = 140000
+        found = genuine(client, *arguments)
+        if found[0].analyze_count > 1:
+            late.append(time.monotonic())
+            return [replace(found[0], analyze_count=1, dead=rows)] if time.monotonic() < late[0] + 0.5 else found
+        return found
+
+    monkeypatch.setattr(pg_vacuum, "find", counted_late)
+    (result,) = vacuum(tables=[TABLE], **FULL)["results"]
+    assert (result["removed"], result["left"]) == (rows, 0)

@@ -10,6 +10,7 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -257,6 +258,8 @@ class Server:
         self._lock = threading.RLock()
         self.alone = threading.Lock()
         self._since = time.monotonic()
+        self.limit = math.inf
+        """After how many seconds no more time is given to what is patient."""
         self._questions: t.Any = None
         self._free: list[t.Any] = []
         self.version, self.block_size, self.standby = 0, 0, False
@@ -278,6 +281,10 @@ class Server:
     def seconds(self) -> float:
         """For how many seconds we have been at it."""
         return time.monotonic() - self._since
+
+    def left(self) -> float:
+        """How many seconds are left of its limit."""
+        return self.limit - self.seconds()
 
     def greet(self) -> None:
         """Connect, and find out what server it is and who is speaking."""
@@ -333,10 +340,10 @@ class Server:
 
     @contextlib.contextmanager
     def patient(self, what: str, seconds: int) -> t.Iterator[None]:
-        """Within this, a question may take so many seconds, for those that read whole tables."""
+        """Within this, a question may take so many seconds, or what is left of the limit, for those that read whole tables."""
         with self._lock:
             with translated(what):
-                _set(self._questions, {"statement_timeout": f"{seconds}s"})
+                _set(self._questions, {"statement_timeout": f"{max(1, min(seconds, self.left())):.0f}s"})
             try:
                 yield
             finally:

@@ -26,6 +26,17 @@ STARTING = 30
 """Seconds between a server's writing down its start and the start that it tells."""
 OLD_READER = 60
 """Seconds after which a transaction that may still see old rows keeps a table from being rewritten, since its dead rows would be copied."""
+HARMLESS = 1000
+"""Below how many transactions of age nobody is waited for of whom it is not known since when: a standby that keeps up is always a little behind."""
+ADVICE = {
+    "session": "Wait for it or end it (homelab.healer.pg_terminate)",
+    "prepared_transaction": "Have its owner end it, in its database, with COMMIT PREPARED or ROLLBACK PREPARED",
+    "slot": "Repair what reads from that slot or look at the queries there or, if nothing needs it any more, drop it with pg_drop_replication_slot",
+    "standby": "Wait for the queries on that standby or end them; it tells of them by hot_standby_feedback",
+}
+"""What to do about each kind of holder."""
+MARGIN, MARGIN_RATIO = Size(64 << 20), 0.05
+"""What must stay free on a disk besides what a rewrite needs, at least, and as a part of that."""
 FREEZE_MIN_AGE, MXID_FREEZE_MIN_AGE = 50_000_000, 5_000_000
 """PostgreSQL's defaults of how old a row, or its lock, must be before a vacuum freezes it."""
 STALE = 0.1
@@ -114,6 +125,8 @@ class Site:
     busy: t.Mapping[int, str] = field(default_factory=dict)
     """Who is at which table already."""
     locks: t.Sequence[Lock] = ()
+    spread: t.Mapping[int, t.Mapping[str, int]] = field(default_factory=dict)
+    """For each table, how many bytes rewriting it needs in which tablespace's folder."""
     disks: t.Mapping[str, Disk] = field(default_factory=dict)
     """By tablespace's folder (empty for the server's own), and ``wal``; empty where this is not the server's host."""
 
@@ -124,7 +137,8 @@ def look_around(server: Server, tables: t.Sequence[Table], full: bool) -> Site:
         "cannot look at the server's settings",
         f"SELECT current_setting('track_counts')::bool AS counting, current_setting('wal_level') <> 'minimal' AS wal, {NEXT} AS xid",
     )
-    ours = {row["relation"]: _told(row) for row in progress(server) if row["database"] == server.database and row["relation"]}
+    spread = _spread(server, [table.key for table in tables if table.size is not None]) if full else {}
+    places = {table.place for table in tables}.union(*spread.values())
     return Site(
         server.version,
         server.standby,
@@ -134,20 +148,74 @@ def look_around(server: Server, tables: t.Sequence[Table], full: bool) -> Site:
         facts["xid"],
         facts["wal"],
         tuple(horizon(server, server.database)),
-        ours,
+        _busy(server),
         _locks(server, [table.key for table in tables]),
-        _disks(server, {table.place for table in tables}) if full else {},
+        spread,
+        _disks(server, places) if full else {},
     )
+
+
+WORKED_ON = """
+SELECT l.pid, coalesce(c.oid, l.relation)::bigint AS relation
+FROM pg_locks l LEFT JOIN pg_class c ON c.reltoastrelid = l.relation
+WHERE l.locktype = 'relation' AND l.granted AND l.mode <> ALL(%s::text[]) AND l.pid = ANY(%s::int[])
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""What processes have a lock on; that can be seen without rights, unlike what they say that they work on. A TOAST table is its table."""
+
+
+def _busy(server: Server) -> dict[int, str]:
+    """Who is at which table of this database."""
+    rows = {row["pid"]: row for row in progress(server) if row["database"] == server.database}
+    busy = {row["relation"]: _told(row) for row in rows.values() if row["relation"]}
+    for lock in server.rows("cannot look what is worked on", WORKED_ON, (list(WEAK), list(rows))) if rows else ():
+        busy.setdefault(lock["relation"], _told(rows[lock["pid"]]))
+    return busy
 
 
 def _told(row: t.Mapping[str, t.Any]) -> str:
     share = f", {100 * row['share']:.0f} % done" if row["share"] is not None else ""
-    return f"process {row['pid']} ({row['command']}, {row['phase']}{share})"
+    return f"process {row['pid']} ({', '.join(filter(None, [row['command'], row['phase']]))}{share})"
 
 
 def how_far(server: Server, pid: int) -> str:
     """How far the maintenance that this process does has come, by the server's progress views; empty if it has not begun."""
     return next((_told(row) for row in progress(server) if row["pid"] == pid), "")
+
+
+SPREAD = """
+WITH wanted AS (SELECT c.oid, c.reltoastrelid AS toast FROM pg_class c WHERE c.oid = ANY(%s::oid[])), part AS (
+    SELECT oid AS whole, oid AS relation, false AS sorted FROM wanted UNION ALL SELECT oid, toast, false FROM wanted
+    UNION ALL SELECT w.oid, i.indexrelid, true FROM wanted w JOIN pg_index i ON i.indrelid IN (w.oid, w.toast)
+)
+SELECT p.whole::bigint AS key, pg_tablespace_location(CASE c.reltablespace WHEN 0 THEN d.dattablespace ELSE c.reltablespace END) AS place,
+    coalesce(sum(f.size), 0)::bigint AS size, coalesce(max(f.size) FILTER (WHERE p.sorted), 0)::bigint AS sorted
+FROM part p JOIN pg_class c ON c.oid = p.relation JOIN pg_database d ON d.datname = current_database()
+    CROSS JOIN LATERAL (SELECT sum(pg_relation_size(c.oid, fork)) AS size FROM unnest(ARRAY['main', 'fsm', 'vm', 'init']) fork) f
+GROUP BY 1, 2
+"""
+"""What each table has in which tablespace, with indexes and TOAST, and the largest index there."""
+SORTING = """
+SELECT DISTINCT pg_tablespace_location(coalesce(s.oid, d.dattablespace)) AS place
+FROM pg_database d LEFT JOIN pg_tablespace s
+    ON s.spcname::text = ANY(regexp_split_to_array(replace(current_setting('temp_tablespaces'), '"', ''), ' *, *'))
+WHERE d.datname = current_database()
+"""
+"""Where an index may be sorted by means of temporary files."""
+
+
+def _spread(server: Server, oids: t.Sequence[int]) -> dict[int, dict[str, int]]:
+    """How much rewriting each table needs in which tablespace: all of it once more, and its largest index for sorting."""
+    spread: dict[int, dict[str, int]] = {}
+    largest: dict[int, int] = {}
+    for row in server.rows("cannot look where the tables are", SPREAD, (list(oids),)) if oids else ():
+        spread.setdefault(row["key"], {})[row["place"]] = row["size"]
+        largest[row["key"]] = max(row["sorted"], largest.get(row["key"], 0))
+    sorting = [row["place"] for row in server.rows("cannot look where temporary files are", SORTING)]
+    for key, needs in spread.items():
+        for place in sorting:
+            needs[place] = needs.get(place, 0) + largest[key]
+    return spread
 
 
 def _disks(server: Server, places: t.Collection[str]) -> dict[str, Disk]:
@@ -284,10 +352,15 @@ def guard(wishes: Wishes, table: Table, site: Site) -> None:
     rewrite = bloated(wishes, table)
     if rewrite and table.schema in ("pg_catalog", "information_schema"):
         raise Refused(what, why="full=true on the server's own catalog stops every session", fix="Leave out full.")
-    old = [holder for holder in holding(table, site) if holder.seconds is None or holder.seconds >= OLD_READER]
+    old = [holder for holder in holding(table, site) if _long_there(holder)]
     if rewrite and old:
         reason = f"{old[0]} may still see its dead rows, so they would be copied and nothing be won"
-        raise Conflict(what, why=reason, fix=f"Wait for it or end it (homelab.healer.pg_terminate), then run this again.{_hidden(old[:1], site)}")
+        raise Conflict(what, why=reason, fix=f"{ADVICE[old[0].kind]}, then run this again.{_hidden(old[:1], site)}")
+
+
+def _long_there(holder: Holder) -> bool:
+    """Whether it may go on for long; a standby and a slot tell by their age only."""
+    return holder.age >= HARMLESS if holder.seconds is None else holder.seconds >= OLD_READER
 
 
 def holding(table: Table, site: Site) -> list[Holder]:
@@ -295,12 +368,15 @@ def holding(table: Table, site: Site) -> list[Holder]:
     return [holder for holder in site.holders if not holder.catalogs or table.schema == "pg_catalog"]
 
 
-def still_held(server: Server, table: Table, site: Site) -> str:
-    """Who has kept alive what was dead already when we looked first, as a sentence; empty where that is nobody."""
+def still_held(server: Server, table: Table, site: Site) -> tuple[str, str]:
+    """Who has kept alive what was dead already when we looked first, as a sentence, and what to do; both empty where that is nobody."""
     (row,) = server.rows("cannot look how many transactions there were", f"SELECT {NEXT} AS xid")
     now = replace(site, holders=tuple(horizon(server, server.database)))
     older = [holder for holder in holding(table, now) if holder.age > row["xid"] - site.xid]
-    return f"They are kept alive by {' and '.join(map(str, older[:3]))}.{_hidden(older[:3], site)}" if older else ""
+    if not older:
+        return "", ""
+    advice = "; ".join(dict.fromkeys(ADVICE[holder.kind] for holder in older[:3]))
+    return f"They are kept alive by {' and '.join(map(str, older[:3]))}.{_hidden(older[:3], site)}", f"{advice}. Then run this again."
 
 
 def _hidden(holders: t.Sequence[Holder], site: Site) -> str:
@@ -333,17 +409,19 @@ def _grant(table: Table, site: Site) -> str:
 def check_space(wishes: Wishes, tables: t.Sequence[Table], site: Site) -> None:
     """Raise ``Refused`` unless there is proof, or word, of space for rewriting these tables one after the other.
 
-    Needed are the largest table with its indexes in each tablespace, as the old stays until the new is whole, and all of them for the log.
+    Needed is in each tablespace what most is of one table, its indexes and TOAST, as the old stays until the new is whole, with room to sort the largest
+    index, and all of them for the log.
     """
     what = f"will not rewrite {', '.join(table.name for table in tables)}"
     unknown = [table.name for table in tables if table.size is None]
     if unknown:
         raise Conflict(what, why=f"somebody has {', '.join(unknown)} locked, so the size cannot be told", fix="Wait for it, then run this again.")
-    needs = {table.place: max(other.size or 0 for other in tables if other.place == table.place) for table in tables}
+    each = [site.spread.get(table.key, {table.place: table.size or 0}) for table in tables]
+    needs = {place: max(spread.get(place, 0) for spread in each) for place in {place for spread in each for place in spread}}
     if site.wal:
         needs["wal"] = sum(table.size or 0 for table in tables)
     if wishes.assume_free_space is not None:
-        if sum(needs.values()) > wishes.assume_free_space:
+        if sum(needs.values()) >= wishes.assume_free_space:
             why_not = f"that needs up to {Size(sum(needs.values()))}, and assume_free_space is {wishes.assume_free_space}"
             raise Refused(what, why=why_not, fix="Make room, rewrite fewer, or correct assume_free_space.")
         return
@@ -353,8 +431,10 @@ def check_space(wishes: Wishes, tables: t.Sequence[Table], site: Site) -> None:
     for device in {disk.device for disk in site.disks.values()}:
         here = [place for place in needs if site.disks[place].device == device]
         need, free = Size(sum(needs[place] for place in here)), min((site.disks[place].free for place in here), default=Size(0))
-        if need > free:
-            raise Refused(what, why=f"that needs up to {need}, and {free} are free there", fix="Make room, or rewrite fewer tables at a time.")
+        margin = Size(max(MARGIN, int(need * MARGIN_RATIO)))
+        if need and need + margin >= free:
+            why_not = f"that needs up to {need}, besides {margin} that stay free, and {free} are free there"
+            raise Refused(what, why=why_not, fix="Make room, or rewrite fewer tables at a time.")
 
 
 LOCKED_BY = """

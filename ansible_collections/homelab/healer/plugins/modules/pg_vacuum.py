@@ -51,9 +51,9 @@ options:
     description:
       - Whether bloated tables are rewritten, so that their space is given back. Nobody can read a table while that goes on.
       - It is analyzed as well, whatever O(analyze) is, since the server would go on counting the dead rows that are gone.
-      - The old table stays until the new one is whole. So its size with indexes must be free in its tablespace, and as much again for the log where
-        C(wal_level) is above C(minimal). That is proved where the module runs on the server's host and may read the server's data, or else
-        said by O(assume_free_space).
+      - The old table stays until the new one is whole. So its size must be free in its tablespace, that of its indexes in theirs, that of the largest
+        index once more for sorting where temporary files are, and as much as all of it for the log where C(wal_level) is above C(minimal), and some more.
+        That is proved where the module runs on the server's host and may read the server's data, or else said by O(assume_free_space).
       - It never queues for the table's lock, since all others would queue behind it; it asks again until O(lock_timeout) is over.
       - Tables are rewritten one after the other, whatever O(parallel) is.
       - From PostgreSQL 19 on, C(REPACK (CONCURRENTLY)) is used for tables with a primary key or replica identity, which can be read and written meanwhile.
@@ -100,7 +100,8 @@ options:
   min_bloat:
     description:
       - With O(full), a table needs to be rewritten if so much of its file is bloat, and O(min_bloat_ratio).
-      - Measured by pgstattuple where that is and may be used, or else estimated, see M(homelab.healer.pg_bloat_info) for how well.
+      - Measured by pgstattuple where that is and may be used and O(max_duration) is enough for it, or else estimated, see
+        M(homelab.healer.pg_bloat_info) for how well.
     type: str
     default: 10MiB
   min_bloat_ratio:
@@ -495,11 +496,11 @@ class Maintain(Step):
 
     def prove(self, client: Server, now: Target) -> dict[str, str]:
         left = still_needed(self.request, self.table, now.table) if self.identity != "analyze_count" else ()
-        held = still_held(client, now.table, self.site) if left else ""
+        held, advice = still_held(client, now.table, self.site) if left else ("", "")
         bloated_still = self.identity == "filenode" and bloated(self.request, now.table)
         if left and (held or bloated_still) and self.request.fail_on_blocked_horizon:
             reason = f"still {'; '.join(left)}. {held or 'The estimate is wrong for this table'}"
-            fix = "End that or wait for it, then run this again." if held else "Add the extension pgstattuple to this database, so that it can be measured."
+            fix = advice or "Add the extension pgstattuple to this database, so that it can be measured."
             raise NotConverged(f"ran {self.sql}, but it did not help", why=reason, fix=fix)
         return {self.identity: "catalog" if self.identity == "filenode" else "statistics"}
 
@@ -507,11 +508,20 @@ class Maintain(Step):
 def observe(client: Server, request: Request) -> list[Target]:
     """The tables that the request means, as they are."""
     check_wishes(request, client.version)
+    client.limit = request.max_duration
     tables = find(client, request.tables, request.schemas)
     if request.full:
-        tables = measured(client, tables, exact=has_pgstattuple(client))
+        tables = _measured(client, tables)
     site = look_around(client, tables, request.full)
     return [Target(table, site) for table in tables]
+
+
+def _measured(client: Server, tables: t.Sequence[Table]) -> list[Table]:
+    """The tables with their bloat, which is only estimated where there is no time to read them."""
+    if client.left() > 0 and has_pgstattuple(client):
+        with contextlib.suppress(TimedOut):
+            return measured(client, tables, exact=True)
+    return measured(client, tables, exact=False)
 
 
 def plan(request: Request, now: t.Sequence[Target]) -> dict[t.Any, Change]:
