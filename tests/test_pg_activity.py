@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 import typing as t
+from datetime import datetime, timezone
 
 import psycopg2
 import pytest
@@ -153,6 +154,44 @@ def test_blockers_are_roots(pg: Postgres, look: Look) -> None:
     assert (look()["blockers"], look()["waiting"]) == ([], {"sessions": 0, "longest": 0.0})
 
 
+def as_seen(pg: Postgres, version: int | None = None) -> _sessions.Listing:
+    """The sessions, as a server of this version would tell them."""
+    params = {**dict.fromkeys(_postgresql.OPTIONS), "ssl_mode": "disable", "connect_timeout": 5, "login_db": "prod", **pg.socket_options("lab")}
+    with _postgresql.connect(params) as server:
+        server.version = version or server.version
+        return _sessions.look(server, True)
+
+
+def test_who_only_just_blocks_is_not_blamed_for_a_long_statement(pg: Postgres) -> None:
+    pg.sql("CREATE TABLE one (id int)", database="prod")
+    with contextlib.ExitStack() as stack:
+        pid = stack.enter_context(running(pg, "DO $$ BEGIN PERFORM pg_sleep(1.5); LOCK TABLE one; END $$", user="lab"))
+        cursor = stack.enter_context(contextlib.closing(pg.connect("prod"))).cursor()
+        time.sleep(1)
+        cursor.execute("BEGIN")
+        cursor.execute("LOCK TABLE one")
+        eventually(lambda: pg.sql("SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted", pid) == [(1,)])
+        for version in (None, 130012):
+            listing = as_seen(pg, version)
+            (waiter,) = [row for row in listing.rows if row.pid == pid]
+            assert (waiter.query_age or 0) > 1.4
+            assert 0 <= (waiter.waiting or 0) < 1.2
+            assert 0 <= _sessions.blockers(listing)[0]["waiting"] < 1.2
+        assert {row.waiting for row in listing.rows if row.pid != pid} == {None}
+
+
+def test_a_root_is_not_blamed_for_longer_than_its_transaction() -> None:
+    now = datetime.now(timezone.utc)
+    empty: dict[str, t.Any] = dict.fromkeys(_sessions.Row.__dataclass_fields__)
+    rows = [
+        {**empty, "pid": 1, "id": "1.1", "transaction_age": 2.0},
+        {**empty, "pid": 2, "id": "1.2", "transaction_age": 900.0, "blocked_by": [1], "waiting": 1.0},
+        {**empty, "pid": 3, "id": "1.3", "transaction_age": 600.0, "blocked_by": [2], "waiting": 600.0},
+    ]
+    listing = _sessions.Listing(tuple(_sessions.Row(**row) for row in rows), _postgresql.Role("healer", False, True), now, False, False)
+    assert [(one["pid"], one["waiting"]) for one in _sessions.blockers(listing)] == [(1, 2.0)]
+
+
 def test_the_horizon(pg: Postgres, look: Look) -> None:
     pg.sql("CREATE TABLE one AS SELECT 1 AS id; ALTER TABLE one OWNER TO app", database="prod")
     pg.database("other", owner="app")
@@ -172,7 +211,8 @@ def test_the_horizon(pg: Postgres, look: Look) -> None:
         other_cursor.execute("CREATE TABLE mine ()")
         for _ in range(5):
             pg.sql("SELECT txid_current()")
-        own = stack.enter_context(contextlib.closing(pg.connect("prod", "app", application_name="homelab.healer"))).cursor()
+        healer = stack.enter_context(contextlib.closing(pg.connect("prod", "app", application_name="homelab.healer")))
+        own = healer.cursor()
         own.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         own.execute("SELECT 1")
         seen = look()
@@ -182,6 +222,7 @@ def test_the_horizon(pg: Postgres, look: Look) -> None:
             ("prepared_transaction", "lost"),
             ("session", idle.info.backend_pid),
             ("session", other.info.backend_pid),
+            ("session", healer.info.backend_pid),  # another run's
         }
         assert held["slot", "subscriber"]["catalogs"]
         assert held["session", idle.info.backend_pid]["age"] >= 5

@@ -500,7 +500,8 @@ def test_t4_5_a_statement_that_is_another_by_now(pg: Postgres, terminate: Caller
                 eventually(lambda: pg.sql(state, pid) == [("active", SLEEP)])
 
             stale(monkeypatch, runs_another)
-            assert isinstance(terminate.fails(min_query_age="0", mode="cancel"), Conflict)
+            result = only(terminate(min_query_age="0", mode="cancel"))
+            assert result["notes"] == ["it ended by itself before it was cancelled"]
             assert pg.sql(state, pid) == [("active", SLEEP)]
         finally:
             pg.sql("SELECT pg_terminate_backend(%s)", pid)
@@ -513,6 +514,19 @@ def test_t4_5_one_that_went_by_itself(pg: Postgres, terminate: Caller, monkeypat
         answer = terminate(users=["app"])
         assert [result["result"] for result in answer["results"]] == ["gone"] * 3
         assert all("by itself" in result["notes"][0] for result in answer["results"])
+
+
+def test_a_statement_that_ended_by_itself(pg: Postgres, terminate: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(pg, 1, "active") as pool:
+
+        def ends(_seen: t.Any) -> None:
+            pg.sql("SELECT pg_cancel_backend(%s)", pool.pids[0])
+            eventually(lambda: pg.sql("SELECT state FROM pg_stat_activity WHERE pid = %s", pool.pids[0]) == [("idle",)])
+
+        stale(monkeypatch, ends)
+        result = only(terminate(users=["app"], mode="cancel"))
+        assert (result["result"], result["notes"]) == ("cancelled", ["it ended by itself before it was cancelled"])
+        assert pool.alive() == set(pool.pids)
 
 
 def test_the_root_of_a_queue(pg: Postgres, terminate: Caller) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import typing as t
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, NotFound, Refused, TimedOut
@@ -68,7 +68,7 @@ SELECT CASE a.backend_type WHEN 'walsender' THEN 'standby' ELSE 'session' END AS
     greatest(age(a.backend_xid), age(a.backend_xmin)) AS age, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds, false AS catalogs
 FROM pg_stat_activity a
 WHERE (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL) AND a.leader_pid IS NULL AND a.pid <> pg_backend_pid()
-    AND a.application_name IS DISTINCT FROM %(own)s AND a.pid NOT IN (SELECT p.pid FROM pg_stat_progress_vacuum p)
+    AND a.pid NOT IN (SELECT p.pid FROM pg_stat_progress_vacuum p)
     AND (%(database)s::text IS NULL OR a.datname IS NULL OR a.datname = %(database)s)
 UNION ALL
 SELECT 'prepared_transaction', gid, NULL, database::text, owner::text, NULL, 'prepared', age(transaction),
@@ -80,12 +80,14 @@ SELECT 'slot', slot_name::text, active_pid, database::text, NULL, NULL, CASE WHE
 FROM pg_replication_slots WHERE xmin IS NOT NULL OR catalog_xmin IS NOT NULL
 ORDER BY age DESC, name
 """
-"""A VACUUM's own snapshot holds back nobody, so sessions that vacuum are left out; parallel workers have their leader's. A slot holds back all databases."""
+"""A VACUUM's own snapshot holds back nobody, so sessions that vacuum are left out; parallel workers have their leader's. A slot holds back all databases.
+
+Of this collection's sessions only the one that asks is left out: another run's may hold back as much as anybody's."""
 
 
 def horizon(server: Server, database: str | None) -> list[Holder]:
-    """What holds back VACUUM in one database, or in any, the oldest first. Our own sessions are left out."""
-    rows = server.rows("cannot see what holds back VACUUM", HORIZON, dict(database=database, own=APPLICATION))
+    """What holds back VACUUM in one database, or in any, the oldest first."""
+    rows = server.rows("cannot see what holds back VACUUM", HORIZON, dict(database=database))
     return [Holder(**row) for row in rows]
 
 
@@ -349,18 +351,34 @@ def look(server: Server, blocking: bool, queries: bool = False) -> Listing:
     """All sessions, and with ``blocking`` also who waits for whom. The number of questions does not depend on that of the sessions."""
     what = "cannot look at the sessions"
     views = [row["name"] for row in server.rows(what, VIEWS)]
-    since = "waitstart" if server.version >= 140000 else "NULL::timestamptz"
+    since = "coalesce(waitstart, clock_timestamp())" if server.version >= 140000 else "NULL::timestamptz"
     question = LISTING.format(
         session_id=SESSION_ID,
         progress=" UNION ALL ".join(f"SELECT pid, '{name[len('pg_stat_progress_') :].replace('_', ' ')}' AS command FROM {name}" for name in views),
         locks=LOCKS.format(since=since) if blocking else "",
         blocked_by="CASE WHEN w.pid IS NOT NULL THEN pg_blocking_pids(a.pid) END" if blocking else "NULL::int[]",
-        waiting="extract(epoch FROM clock_timestamp() - coalesce(w.since, a.query_start))::float8" if blocking else "NULL::float8",
+        waiting="CASE WHEN w.pid IS NOT NULL THEN extract(epoch FROM clock_timestamp() - coalesce(w.since, a.query_start))::float8 END"
+        if blocking
+        else "NULL::float8",
     )
     (rights,) = server.rows(what, RIGHTS)
-    rows = server.rows(what, question, dict(maintenance=MAINTENANCE, queries=queries))
+    rows = [Row(**row) for row in server.rows(what, question, dict(maintenance=MAINTENANCE, queries=queries))]
+    if blocking and server.version < 140000:
+        rows = _bounded(rows)
     prepared = [Prepared(**row) for row in (server.rows(what, PREPARED_BLOCKERS) if blocking else ())]
-    return Listing(tuple(Row(**row) for row in rows), server.role, prepared={found.key: found for found in prepared}, **rights)
+    return Listing(tuple(rows), server.role, prepared={found.key: found for found in prepared}, **rights)
+
+
+def _bounded(rows: t.Sequence[Row]) -> list[Row]:
+    """The same, waiting no longer than one of those has been in its transaction whom they wait for: before PostgreSQL 14 only the statement's age is told."""
+    ages = {row.pid: row.transaction_age for row in rows}
+
+    def bounded(row: Row) -> Row:
+        known = [ages.get(pid) for pid in row.blocked_by or ()]
+        most = [age for age in known if age is not None]
+        return replace(row, waiting=min(row.waiting, max(most))) if row.waiting is not None and most and len(most) == len(known) else row
+
+    return [bounded(row) for row in rows]
 
 
 def excluded(row: Row, users: t.Sequence[str] | None, include: t.Sequence[str] | None) -> dict[str, str]:
@@ -661,7 +679,7 @@ def end(server: Server, session: Session, wanted: Wanted, mode: str, seconds: fl
     unchanged = wanted.unchanged(row)
     if mode != "terminate" and row.running:
         unchanged.update(state=row.state, query_start=row.query_start)
-        if not _signal(server, watch, row, "pg_cancel_backend", unchanged, what=f"cannot cancel the statement of {session.name}"):
+        if not _signal(server, watch, row, "pg_cancel_backend", unchanged, what=f"cannot cancel the statement of {session.name}", statement=True):
             return ("it ended by itself before it was cancelled",)
         if watch.wait(server, row, True, seconds):
             return ()
@@ -701,6 +719,8 @@ def blockers(listing: Listing) -> list[dict[str, t.Any]]:
         row, prepared = rows.get(t.cast(int, root)), listing.prepared.get(t.cast(str, root))
         members = {worker.pid for worker in listing.rows if worker.leader_pid in blocked} | set(blocked)
         longest = max((rows[pid].waiting or 0 for pid in members if pid in rows), default=0)
+        if row and row.transaction_age is not None:
+            longest = max(0, min(longest, row.transaction_age))
         who = dict(user=prepared.user, database=prepared.database) if prepared else dict(user=row and row.user, database=row and row.database)
         told.append(
             dict(

@@ -174,7 +174,9 @@ waiting:
       description: How many sessions.
       type: int
     longest:
-      description: For how many seconds the longest of them has been waiting; V(0) if none is.
+      description:
+        - For how many seconds the longest of them has been waiting; V(0) if none is.
+        - Before PostgreSQL 14, for how long it has been running its statement, and no longer than the transaction of whom it waits for.
       type: float
 hidden:
   description: How many of RV(sessions) are hidden from this role but for who they are.
@@ -241,7 +243,7 @@ blockers:
       type: list
       elements: int
     waiting:
-      description: For how many seconds the longest of them has been waiting.
+      description: As RV(waiting.longest) for these, and no longer than this one has been in its transaction. Who waits longer began to wait for another.
       type: float
 horizon:
   description: What keeps VACUUM from removing rows that died since, the oldest first.
