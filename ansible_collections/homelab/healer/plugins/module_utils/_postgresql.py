@@ -323,7 +323,7 @@ class Server:
 
     def _check_direct(self, connection: t.Any) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SHOW search_path")
+            cursor.execute("SELECT pg_catalog.current_setting('search_path')")
             if cursor.fetchone()[0] != SESSION["search_path"]:
                 why = "something between here and it, such as PgBouncer, takes away what a session sets"
                 raise Invalid(f"cannot use the PostgreSQL at {self._where}", why=why, fix="Give the address of the server itself.")

@@ -397,6 +397,8 @@ def still_needed(wishes: Wishes, before: Table, now: Table) -> tuple[str, ...]:
 def unmeasured(wishes: Wishes, table: Table) -> tuple[str, ...]:
     """What to say of a table that might be bloated, and nobody knows."""
     known = not wishes.full or table.bloat or not table.size
+    if not known and table.uncounted:
+        return ("its bloat cannot be estimated, as its statistics were lost: run this again after it was vacuumed",)
     return () if known else (f"its bloat cannot be estimated: ANALYZE it, and GRANT SELECT ON {table.sql} lets its statistics be seen",)
 
 

@@ -554,7 +554,7 @@ def plan_one(request: Request, target: Target, parent: bool) -> Change:
         {identity: "new" if identity == "filenode" else getattr(table, identity) + 1},
         steps=(Maintain(table, site, sql, identity, request),),
         reversibility="none",
-        notes=(*locks, *holders),
+        notes=(*locks, *holders, *(unmeasured(request, table) if identity != "filenode" else ())),
         facts=facts,
         action=True,
         shown=(figures(table), foretold(request, table) if reasons else figures(table)),
