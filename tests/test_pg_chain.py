@@ -78,7 +78,7 @@ def test_of_a_partitioned_table_what_needs_it_is_rewritten_and_the_rest_left_alo
     pg.sql("INSERT INTO log SELECT id, repeat('x', 100) FROM generate_series(0, 29999) AS id", database="prod")
     pg.sql("ANALYZE", database="prod")
     pg.sql("DELETE FROM log WHERE id > 20000 AND mod(id, 10) > 0", database="prod")
-    sizes = {"pg_bloat_min_bloat": "100KiB"}
+    sizes: dict[str, t.Any] = {"pg_bloat_min_bloat": "100KiB"}
     run = controller.play("homelab.healer.heal_pg_bloat", full=True, **sizes)
     assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
     assert run.record["target"]["name"] == "public.log_2 in prod"
@@ -87,11 +87,12 @@ def test_of_a_partitioned_table_what_needs_it_is_rewritten_and_the_rest_left_alo
 
 
 def test_a_misspelt_name_is_never_healthy(pg: Postgres, controller: Controller) -> None:
-    for playbook, variables, words in (
+    misspelt: list[tuple[str, dict[str, t.Any], str]] = [
         ("heal_pg_bloat", {"database": "prod", "table": "evnets"}, "there is no such table"),
         ("clear_connections", {"database": "prdo"}, "there is no such database"),
         ("heal_pg_blocker", {"database": "prdo"}, "there is no such database"),
-    ):
+    ]
+    for playbook, variables, words in misspelt:
         run = controller.play(f"homelab.healer.{playbook}", **variables)
         assert run.record["outcome"] == "needs_human", run.output
         assert words in run.record["why"]
