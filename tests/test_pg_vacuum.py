@@ -1322,6 +1322,11 @@ def test_before_postgresql_15_a_rewrite_waits_for_the_count_of_its_analyze(pg: P
             return [replace(found[0], analyze_count=1, dead=rows)] if time.monotonic() < late[0] + 0.5 else found
         return found
 
+    def marked_late(client: _postgresql.Server, table: Table) -> dict[str, int]:
+        (now,) = counted_late(client, [table.key], None)
+        return dict(filenode=now.filenode, vacuum_count=now.vacuum_count, analyze_count=now.analyze_count)
+
     monkeypatch.setattr(pg_vacuum, "find", counted_late)
+    monkeypatch.setattr(pg_vacuum, "marks", marked_late)
     (result,) = vacuum(tables=[TABLE], **FULL)["results"]
     assert (result["removed"], result["left"]) == (rows, 0)

@@ -297,6 +297,21 @@ def find(server: Server, names: t.Sequence[Name | int] | None, schemas: t.Sequen
     return sorted(found, key=lambda table: (-(table.size or 0), table.key))
 
 
+MARKS = """
+SELECT c.relfilenode::bigint AS filenode, coalesce(pg_stat_get_vacuum_count(c.oid), 0) AS vacuum_count,
+    coalesce(pg_stat_get_analyze_count(c.oid), 0) AS analyze_count
+FROM pg_class c WHERE c.oid = %s::oid
+"""
+
+
+def marks(server: Server, table: Table) -> dict[str, int]:
+    """What tells one vacuum, rewrite or analysis of a table from the next, as it is now. Raises ``NotFound``."""
+    found = server.rows(f"cannot look at {table.name} again", MARKS, (table.key,))
+    if not found:
+        raise NotFound(f"cannot find {table.name} again", why="it is not there any more", fix="It was removed in the meantime; look again.")
+    return found[0]
+
+
 def _asked_for(server: Server, chosen: str, values: t.Mapping[str, t.Any]) -> list[Table]:
     may = MAY[max(since for since in MAY if since <= server.version)]
     for left in reversed(range(TRIES)):

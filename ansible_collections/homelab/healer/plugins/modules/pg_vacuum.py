@@ -330,7 +330,17 @@ from ansible_collections.homelab.healer.plugins.module_utils._change import Chan
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, HealerError, NotConverged, TaskFailed, TimedOut
 from ansible_collections.homelab.healer.plugins.module_utils._postgresql import CREDENTIALS, OPTIONS, Server, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
-from ansible_collections.homelab.healer.plugins.module_utils._tables import Name, Table, figures, find, has_pgstattuple, measured, parse_names, parse_schemas
+from ansible_collections.homelab.healer.plugins.module_utils._tables import (
+    Name,
+    Table,
+    figures,
+    find,
+    has_pgstattuple,
+    marks,
+    measured,
+    parse_names,
+    parse_schemas,
+)
 from ansible_collections.homelab.healer.plugins.module_utils._vacuum import (
     Site,
     Wishes,
@@ -458,20 +468,20 @@ class Maintain(Step):
 
     def happened(self, now: Target) -> bool:
         """By its own field: a crash, a reset of the statistics or an ANALYZE of somebody else's change the others."""
-        return self._shows(now.table)
+        return self._shows(getattr(now.table, self.identity))
 
-    def _shows(self, now: Table) -> bool:
-        then, seen = getattr(self.table, self.identity), getattr(now, self.identity)
-        return bool(seen != then if self.identity == "filenode" else seen > then)
+    def _shows(self, mark: int) -> bool:
+        then = getattr(self.table, self.identity)
+        return bool(mark != then if self.identity == "filenode" else mark > then)
 
     def _done(self, client: Server) -> bool:
-        now = find(client, [self.table.key], None)[0]
-        if self.identity != "filenode" and getattr(now, self.identity) < getattr(self.table, self.identity):
+        mark = marks(client, self.table)[self.identity]
+        if self.identity != "filenode" and mark < getattr(self.table, self.identity):
             reason = "the server's statistics were reset meanwhile"
             lost = NotConverged(f"ran {self.sql}, but cannot tell whether it was done", why=reason, fix="Run this again.")
             lost.partly = True
             raise lost
-        return self._shows(now)
+        return self._shows(mark)
 
     def _need_done(self, client: Server, what: str) -> None:
         """What the server skips it calls a success, with a warning in any language."""
@@ -487,7 +497,7 @@ class Maintain(Step):
     def _wait_counted(self, client: Server, count: str) -> None:
         """Wait for what a server before PostgreSQL 15 counts later."""
         until = time.monotonic() + (COUNTED_LATE if client.version < 150000 and count != "filenode" and self.table.kind != "p" else 0)
-        while time.monotonic() < until and not getattr(find(client, [self.table.key], None)[0], count) > getattr(self.table, count):
+        while time.monotonic() < until and not marks(client, self.table)[count] > getattr(self.table, count):
             time.sleep(AGAIN)
 
     def tell(self, client: Server, now: Target) -> Values:
