@@ -9,14 +9,14 @@ COLLECTION := ansible_collections/homelab/healer
 demo: ready
 	@$(PYTHON) -m tests.lab.demo
 
-# What measures has the machine to itself; the rest runs three at a time.
+# What measures has the machine to itself; the rest runs two at a time.
 test: ready
 	$(PYTHON) -m pytest -m alone
-	$(PYTHON) -m pytest -m "not alone" -n 3 --dist loadgroup
+	$(PYTHON) -m pytest -m "not alone" -n 2 --dist loadgroup
 
 test-all: ready
 	$(PYTHON) -m pytest --all -m alone
-	$(PYTHON) -m pytest --all -m "not alone" -n 3 --dist loadgroup
+	$(PYTHON) -m pytest --all -m "not alone" -n 2 --dist loadgroup
 
 bench: ready
 	$(PYTHON) -m pytest -s tests/bench

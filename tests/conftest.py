@@ -29,10 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what measures, so that it can be run with the machine to itself, and keep together what shares something that takes long to make."""
     for item in items:
-        if item.path.stem == "test_chain" or "bench" in item.path.parts:
+        if "engine" in getattr(item, "fixturenames", ()) or "bench" in item.path.parts:
             item.add_marker("alone")
-        elif "engine" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("engine"))
         elif item.path.stem == "test_pg_bloat":
             item.add_marker(pytest.mark.xdist_group("bloat"))
 
