@@ -543,3 +543,12 @@ def summed(tables: t.Sequence[Table]) -> dict[str, t.Any]:
         bloat=bloat if told else None,
         bloat_ratio=(round(bloat / heap, 4) if heap else 0.0) if told else None,
     )
+
+
+def fits(table: Table, dead: tuple[int | None, float | None], bloat: tuple[Size | None, float | None]) -> bool:
+    """Whether it has the dead rows that are asked for, a number and a share, or the bloat; any table fits if neither is asked for."""
+    if dead != (None, None) and has_dead(table, dead[0] or 0, dead[1] or 0):
+        return True
+    if bloat != (None, None) and table.bloat and table.bloat.size >= (bloat[0] or 0) and table.bloat.ratio >= (bloat[1] or 0):
+        return True
+    return dead == bloat == (None, None)

@@ -220,9 +220,8 @@ from ansible_collections.homelab.healer.plugins.module_utils._run import run_inf
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import Size, parse_size
 from ansible_collections.homelab.healer.plugins.module_utils._tables import (
     Name,
-    Table,
     find,
-    has_dead,
+    fits,
     has_pgstattuple,
     measured,
     number,
@@ -253,21 +252,12 @@ class Request:
 def report(client: Server, request: Request) -> dict[str, t.Any]:
     """Look at the tables, and tell of those that fit."""
     found = [table for table in find(client, request.tables, request.schemas) if not request.min_size or (table.heap or 0) >= request.min_size]
-    fit = [table for table in measured(client, found, request.exact) if _fits(request, table)]
+    dead, bloat = (request.min_dead_tuples, request.min_dead_ratio), (request.min_bloat, request.min_bloat_ratio)
+    fit = [table for table in measured(client, found, request.exact) if fits(table, dead, bloat)]
     fit.sort(key=lambda table: (-(table.bloat.size if table.bloat else 0), -table.all_dead, table.name))
     shown = fit[: request.limit if request.limit > 0 else len(fit)]
     ids = sorted(table.key for table in fit)
     return dict(tables=[told(table) for table in shown], found=len(fit), ids=ids, total=summed(fit), exact=has_pgstattuple(client))
-
-
-def _fits(request: Request, table: Table) -> bool:
-    """Whether it has the dead rows that are asked for, or the bloat; any table fits if neither is."""
-    dead, bloat = (request.min_dead_tuples, request.min_dead_ratio), (request.min_bloat, request.min_bloat_ratio)
-    if dead != (None, None) and has_dead(table, dead[0] or 0, dead[1] or 0):
-        return True
-    if bloat != (None, None) and table.bloat and table.bloat.size >= (bloat[0] or 0) and table.bloat.ratio >= (bloat[1] or 0):
-        return True
-    return dead == bloat == (None, None)
 
 
 ARGUMENTS = dict(
