@@ -149,6 +149,22 @@ class Role:
 @contextlib.contextmanager
 def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Server]:
     """Speak to the server that the connection options name. Closes all its connections."""
+    _check_options(params)
+    server = Server(params)
+    try:
+        server.greet()
+        yield server
+    finally:
+        server.close()
+
+
+def session(params: t.Mapping[str, t.Any], **settings: str) -> t.Any:
+    """One connection of psycopg2's to the database that the connection options name, for who writes in transactions of his own, which he begins himself."""
+    _check_options(params)
+    return Server(params).another(settings)
+
+
+def _check_options(params: t.Mapping[str, t.Any]) -> None:
     if IMPORT_ERROR:
         why = missing_required_lib("psycopg2")
         raise MissingLibrary("cannot speak to PostgreSQL", why=why, fix="Install it where this module runs: pip install psycopg2-binary.")
@@ -156,12 +172,6 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Server]:
         if not 0 < len(str(params[option]).encode("utf-8", "replace")) <= LONGEST:  # the server would cut it off, and that may be another's name
             why = f"{option} is {'too long, as' if params[option] else 'empty, and'} a name has 1 to {LONGEST} bytes"
             raise Invalid("cannot connect to PostgreSQL", why=why, fix=f"Correct {option}.")
-    server = Server(params)
-    try:
-        server.greet()
-        yield server
-    finally:
-        server.close()
 
 
 def _arguments(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -316,6 +326,17 @@ class Server:
             with translated(what):
                 self._check_direct(connection)  # before anything is set, which a pooler would hand on to others
                 _set(connection, {name: "0" for name, since in gates if connection.server_version >= since})
+        except HealerError:
+            connection.close()
+            raise
+        return connection
+
+    def another(self, settings: t.Mapping[str, str]) -> t.Any:
+        """One more connection, which is the caller's to close."""
+        connection = self._connected()
+        try:
+            with translated(f"cannot use the PostgreSQL at {self._where}"):
+                _set(connection, settings)
         except HealerError:
             connection.close()
             raise

@@ -41,6 +41,8 @@ STILL_UNDER_WAY = 2.0
 PROOFS_AT_ONCE = 16
 """A proof may have to measure for a while; that costs the machine nothing, so many are made at the same time."""
 Connect = t.Callable[[Params], t.ContextManager[t.Any]]
+Keep = t.Callable[[Params, bool], t.ContextManager[t.Any]]
+"""How a ledger is opened, from the options and whether it is check mode."""
 
 
 def change_options(parallel: int, aliases: t.Sequence[str] = ()) -> dict[str, t.Any]:
@@ -143,6 +145,24 @@ def run_info(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, 
     except HealerError as error:
         _leave(ansible, dict(changed=False), error)
     _leave(ansible, answer, None)
+
+
+def run_ledger(request: type[t.Any], connect: Keep, act: t.Callable[[t.Any, t.Any], Answer], arguments: t.Mapping[str, t.Any]) -> None:
+    """Be a module of the ledger: ``act(ledger, request)`` decides and writes it down. ``arguments`` are ``AnsibleModule``'s."""
+    ansible = AnsibleModule(supports_check_mode=True, **arguments)
+    answer, error = keep(request, connect, act, ansible.params, check=ansible.check_mode)
+    _leave(ansible, answer, error)
+
+
+def keep(request: type[t.Any], connect: Keep, act: t.Callable[[t.Any, t.Any], Answer], params: Params, check: bool) -> tuple[Answer, HealerError | None]:
+    """Ask the ledger, which takes nothing in check mode. Returns the answer, with the ledger's head, and the failure where there was one."""
+    try:
+        asked = ask(request, params)
+        with connect(params, check) as ledger:
+            answer = act(ledger, asked)
+            return {"changed": False, **answer, "head": ledger.head}, None
+    except HealerError as error:
+        return dict(changed=False), error
 
 
 def _leave(ansible: AnsibleModule, answer: Answer, error: HealerError | None) -> t.NoReturn:
