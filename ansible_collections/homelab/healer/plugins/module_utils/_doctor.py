@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import DEFAULT
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, NotFound, Refused
-from ansible_collections.homelab.healer.plugins.module_utils._guests import unlock
-from ansible_collections.homelab.healer.plugins.module_utils._snapshots import SNAPSHOTS, History, expired, full, obstacles, span, volumes
+from ansible_collections.homelab.healer.plugins.module_utils._guests import held, unlock
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import span
+from ansible_collections.homelab.healer.plugins.module_utils._snapshots import SNAPSHOTS, History, expired, full, obstacles, volumes
 
 Facts = t.Dict[str, t.Any]
 Entry = t.Mapping[str, t.Any]
@@ -46,7 +47,6 @@ STORAGES = Area("/storage", "HealerStorage", ("Datastore.Audit",))
 AREAS = (GUESTS, NODES, STORAGES)
 ROLE, EVERY = "Healer", tuple(name for area in AREAS for name in area.privileges)
 """The role that the documentation makes, and all its privileges."""
-READS_STORAGES = ("Datastore.Audit", "Datastore.AllocateSpace")
 TOO_MUCH = {
     "VM.Config.Options": "it can set a container's lock, protection and start at boot",
     "VM.Allocate": "it can remove containers",
@@ -95,7 +95,7 @@ class Sight:
 
     ``known`` are the cluster's resources, ``rules`` the privileges by path, each with whether it reaches below, ``roles`` those of each role.
     ``asked`` are the containers that shall be looked at, ``unread`` says why some of them could not be read. By their numbers, ``backups`` says when
-    each was backed up last in seconds since 1970, ``backups_unread`` why that may be wrong, and ``addresses`` where it is, ``None`` if that is not told.
+    each was backed up last in seconds since 1970, ``backups_unseen`` why that may be wrong, and ``addresses`` where it is, ``None`` if that is not told.
     """
 
     version: Entry
@@ -107,7 +107,7 @@ class Sight:
     histories: t.Sequence[History] = ()
     unread: t.Sequence[HealerError] = ()
     backups: t.Mapping[int, int | None] = field(default_factory=dict)
-    backups_unread: t.Mapping[int, HealerError] = field(default_factory=dict)
+    backups_unseen: t.Mapping[int, str] = field(default_factory=dict)
     addresses: t.Mapping[int, list[str] | None] = field(default_factory=dict)
     libraries: t.Mapping[str, str | None] = field(default_factory=dict)
 
@@ -117,10 +117,7 @@ class Sight:
 
     def held(self, path: str) -> set[str]:
         """The privileges on a path: its own, or those that reach it from the nearest path above."""
-        here = path
-        while here not in self.rules and here != "/":
-            here = here.rpartition("/")[0] or "/"
-        return {name for name, reaches in self.rules.get(here, {}).items() if reaches or here == path}
+        return held(self.rules, path)
 
     @property
     def whole(self) -> bool:
@@ -133,12 +130,6 @@ class Sight:
         seen = {str(entry["vmid"]) for entry in self.known if entry["type"] in ("lxc", "qemu")}
         meant = {path.rpartition("/")[2] for path in self.rules if path.startswith("/vms/")} | {str(vmid) for vmid in self.asked or ()}
         return sorted((vmid for vmid in meant - seen if "VM.Audit" not in self.held(f"/vms/{vmid}")), key=int)
-
-    @property
-    def storages_hidden(self) -> bool:
-        """Whether there may be storages that cannot be seen."""
-        paths = [STORAGES.path, *(path for path in self.rules if path.startswith("/storage/"))]
-        return not all(self.held(path) & set(READS_STORAGES) for path in paths) or bool(self.storages_missed)
 
     @property
     def storages_missed(self) -> list[str]:
@@ -155,15 +146,6 @@ def chosen(known: t.Sequence[Entry], asked: t.Sequence[int] | None) -> dict[str,
         if int(entry["vmid"]) in asked if asked is not None else not entry.get("template"):
             found.setdefault(str(entry["node"]), []).append(int(entry["vmid"]))
     return found
-
-
-def backup_storages(known: t.Sequence[Entry], node: str) -> list[str]:
-    """The storages that can hold a backup of a container of this node, and can be asked there."""
-    return sorted(
-        entry["storage"]
-        for entry in known
-        if entry["type"] == "storage" and entry["node"] == node and "backup" in str(entry.get("content")).split(",") and entry["status"] == "available"
-    )
 
 
 def addresses(interfaces: t.Iterable[Entry] | None) -> list[str] | None:
@@ -314,7 +296,7 @@ def _consequence(area: Area, missing: t.Sequence[str]) -> tuple[str, str]:
     if area is NODES:
         return "problem", "so it cannot see what the node has, and gives no container more memory (lxc_memory, lxc_resources)"
     if area is STORAGES:
-        return "warning", "so it cannot see how full storages are, why a container cannot be snapshotted, and when it was backed up last"
+        return "warning", "so it cannot see how full storages are, why a container cannot be snapshotted, and where its backups are"
     if "VM.Audit" in missing:
         return "problem", "what it may not see cannot be healed"
     needy = [remedy.name for remedy in REMEDIES if _needs(remedy, set(missing))]
@@ -412,8 +394,7 @@ def _on_storages(storages: t.Sequence[Facts], up: t.AbstractSet[str]) -> list[Fa
 
 
 def _container(sight: Sight, history: History) -> Facts:
-    taken, failed = sight.backups.get(history.key), sight.backups_unread.get(history.key)
-    unseen = [f"{failed.what}: {failed.why}"] if failed else []
+    taken = sight.backups.get(history.key)
     return dict(
         vmid=history.key,
         name=history.guest.hostname,
@@ -428,7 +409,7 @@ def _container(sight: Sight, history: History) -> Facts:
         expired=[snapshot.name for snapshot in expired(history, None)],
         incomplete=[snapshot.name for snapshot in history.snapshots if snapshot.incomplete],
         backup_age=None if taken is None else max(0, int(history.seen - taken)),
-        backup_unseen="; ".join([*unseen, *([f"{sight.speaker.name} may not see all storages"] if sight.storages_hidden else [])]),
+        backup_unseen=sight.backups_unseen.get(history.key, ""),
     )
 
 
@@ -436,7 +417,7 @@ def _on_containers(sight: Sight, containers: t.Sequence[Facts]) -> list[Facts]:
     told = [finding("problem", error.what, error.why, error.fix) for error in (*sight.unread, *_wrongly_asked(sight))]
     for facts in containers:
         told += _on_container(facts)
-    return told
+    return told + _on_unseen_backups(containers)
 
 
 def _wrongly_asked(sight: Sight) -> list[HealerError]:
@@ -469,14 +450,28 @@ def _on_container(facts: Facts) -> list[Facts]:
 
 def _on_backup(name: str, facts: Facts) -> list[Facts]:
     age, fix = facts["backup_age"], f"Back it up: vzdump {facts['vmid']}, or a job for all."
-    if facts["template"] or (age is not None and age <= OLD_BACKUP):
+    if _backed_up(facts) or facts["backup_unseen"]:
         return []
-    if facts["backup_unseen"]:
-        known = "no backup can be seen" if age is None else f"the last that can be seen is {span(age)} old"
-        return [finding("note", f"cannot tell when {name} was backed up last", f"{known}; {facts['backup_unseen']}", "Let the token see where backups are.")]
     if age is None:
         return [finding("warning", f"{name} has no backup", "none is on its node's storages, nor on those that are shared", fix)]
     return [finding("warning", f"the last backup of {name} is old", f"it was made {span(age)} ago", fix)]
+
+
+def _backed_up(facts: Facts) -> bool:
+    """Whether nothing is to be said about a container's backups: it has a young one, or needs none."""
+    return bool(facts["template"]) or (facts["backup_age"] is not None and facts["backup_age"] <= OLD_BACKUP)
+
+
+def _on_unseen_backups(containers: t.Sequence[Facts]) -> list[Facts]:
+    """Which containers may have a backup that cannot be seen, once for each reason."""
+    names: dict[str, list[str]] = {}
+    for facts in containers:
+        if facts["backup_unseen"] and not _backed_up(facts):
+            age = facts["backup_age"]
+            known = "no backup can be seen" if age is None else f"the last that can be seen is {span(age)} old"
+            names.setdefault(f"{known}; {facts['backup_unseen']}", []).append(f"{facts['vmid']} ({facts['name']})")
+    fix = "Let the token see where backups are; what shows them to it lets it make them, too. Or look with pvesm list on the node."
+    return [finding("note", f"cannot tell when {', '.join(whose)} was backed up last", why, fix) for why, whose in names.items()]
 
 
 def _on_libraries(libraries: t.Mapping[str, str | None]) -> list[Facts]:

@@ -193,14 +193,14 @@ class Ledger:
 
     def __init__(self, database: _Sqlite | _Postgres, check: bool) -> None:
         self._database = database
-        self._check = check
+        self.dry = check
         self._tail: tuple[int, str, float] | None = None
 
     @contextlib.contextmanager
     def turn(self) -> t.Iterator[Ledger]:
         """Read and write as one; all is written at the end, or nothing."""
         self._tail = None
-        with self._database.turn(writing=not self._check):
+        with self._database.turn(writing=not self.dry):
             yield self
 
     def now(self) -> float:
@@ -257,7 +257,7 @@ class Ledger:
         seq, before, _at = self._head()
         event = Event(seq + 1, self.now() if at is None else at, remediation, kind, canonical(body), before)
         self._tail = (event.seq, event.hash, event.at)
-        if self._check:
+        if self.dry:
             return event
         self._database.run("INSERT INTO journal (seq, at, remediation, kind, body, prev, hash) VALUES (?, ?, ?, ?, ?, ?, ?)", (*_entry(event), event.hash))
         if kind == "switch":
@@ -310,7 +310,7 @@ class Ledger:
         return str(found[0][0]) if found else ""
 
     def keep_note(self, name: str, value: str) -> None:
-        if not self._check:
+        if not self.dry:
             self._store("notes", "name", {"name": name, "value": value})
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Sizes and relative values, as people write them.
+"""Sizes, times and relative values, as people write them.
 
 PRIVATE to the collection: it may change at any time.
 """
@@ -10,6 +10,7 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 from dataclasses import dataclass, fields, replace
 
@@ -68,6 +69,19 @@ def parse_span(text: str) -> float:
     if not match:
         raise ValueError("a time span is a number with an optional unit, such as 90 (seconds), 15m, 12h or 7d")
     return float(match[1]) * SPANS[match[2]]
+
+
+def moment(seconds: float) -> str:
+    """A moment as people write it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def span(seconds: float) -> str:
+    """A span of time as people write it: ``2 d 3 h``, ``5 min``, ``40 s``."""
+    whole = max(0, int(seconds))
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    told = [f"{number} {unit}" for number, unit in parts if number]
+    return " ".join(told[:2]) or "0 s"
 
 
 def at_most_a_day(seconds: float) -> float:

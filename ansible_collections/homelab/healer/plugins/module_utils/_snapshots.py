@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, NotFound, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._guests import Guest, resources
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import moment, span
 
 NAME = re.compile(r"[a-z][a-z0-9_-]+", re.IGNORECASE)
 LONGEST = 40
@@ -198,19 +199,6 @@ def guard_rollback(now: History, wanted: Snapshot, allow_data_loss: bool, max_da
         raise Refused(what, why=lost, fix="If that is meant, set allow_data_loss=true; max_data_loss bounds how much.")
     if max_data_loss is not None and now.seen - wanted.taken > max_data_loss:
         raise Refused(what, why=f"{lost}, and max_data_loss is {span(max_data_loss)}", fix="Choose a newer snapshot, or raise max_data_loss.")
-
-
-def moment(seconds: float) -> str:
-    """A moment as people write it, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def span(seconds: float) -> str:
-    """A span of time as people write it: ``2 d 3 h``, ``5 min``, ``40 s``."""
-    whole = max(0, int(seconds))
-    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
-    told = [f"{number} {unit}" for number, unit in parts if number]
-    return " ".join(told[:2]) or "0 s"
 
 
 def config_changes(now: History) -> tuple[str, ...]:

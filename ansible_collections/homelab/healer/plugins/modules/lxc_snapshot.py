@@ -259,7 +259,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import Conf
 from ansible_collections.homelab.healer.plugins.module_utils._guests import need, unlock
 from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, TARGETS, WAIT, Cluster, Task, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
-from ansible_collections.homelab.healer.plugins.module_utils._sizes import parse_span
+from ansible_collections.homelab.healer.plugins.module_utils._sizes import moment, parse_span
 from ansible_collections.homelab.healer.plugins.module_utils._snapshots import (
     History,
     Snapshot,
@@ -270,7 +270,6 @@ from ansible_collections.homelab.healer.plugins.module_utils._snapshots import (
     full,
     guard_rollback,
     marked,
-    moment,
     obstacles,
     outdated,
     read_name,
