@@ -58,6 +58,7 @@ class Controller:
     ) -> None:
         """``proxmox`` and ``postgresql`` are the connection options of a cluster and of a server, ``variables`` the engine's further ones."""
         self.folder = folder
+        self.ledger = folder / "ledger.db"
         self.defaults: dict[str, t.Any] = {}
         inventory: dict[str, t.Any] = {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}}
         if docker_host:
@@ -69,7 +70,20 @@ class Controller:
         if postgresql:
             self.defaults["group/homelab.healer.postgresql"] = dict(postgresql)
             inventory["postgresql"] = {"hosts": {"db": {"healer_postgresql": dict(postgresql)}}}
+        inventory["all"]["vars"] = {"healer_ledger": {"path": str(self.ledger)}, "healer_policy": str(folder / "policy.yml")}
         (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
+        self.policy()
+
+    def policy(self, **sections: t.Any) -> None:
+        """The policy from now on: what is given, and otherwise one that allows everything at once and at any time."""
+        anything = {"name": "the lab", "match": {}, "decision": "auto", "max_growth": 100000, "max_shrink": 100}
+        plenty = {name: 100000 for name in ("max_per_window", "max_per_target", "max_per_node", "max_in_flight", "max_in_flight_per_node")}
+        free = {"version": 1, "limits": {**plenty, "cooldown": "0"}, "breaker": {"failures": 100000}, "storm": {"targets": 100000}, "rules": [anything]}
+        (self.folder / "policy.yml").write_text(yaml.safe_dump({**free, **sections}))
+
+    def forget(self) -> None:
+        """Begin with an empty ledger."""
+        self.ledger.unlink(missing_ok=True)
 
     def environment(self, collections: Path = ROOT) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "DOCKER_", "PROXMOX_", "PG"))}

@@ -2,13 +2,15 @@
 # GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How a remediation's probes are judged: what a look at the target says, and what several looks say together."""
+"""What a plan is known by, and how a remediation's probes are judged: what a look at the target says, and what several looks say together."""
 
 from __future__ import annotations
 
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
+from ansible_collections.homelab.healer.plugins.module_utils._gate import plan_id
 
 Judgement = dict[str, t.Any]
 TESTS: dict[str, t.Callable[[t.Any, t.Any], bool]] = {
@@ -84,4 +86,4 @@ class FilterModule:
     """The collection's filters."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"judge": judge, "verdict": verdict}
+        return {"judge": judge, "plan_id": plan_id, "verdict": verdict}

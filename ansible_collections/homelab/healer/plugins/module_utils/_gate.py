@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import (
     BACKWARDS,
+    ENDS,
     OPEN,
     UNTOUCHED,
     Ledger,
@@ -35,6 +36,8 @@ RECURS_WITHIN = 24 * 3600.0
 """Seconds after a success in which the same trouble of the same target counts as come back."""
 MARGIN = 5.0
 """Seconds before its lease ends from which on a run begins no write."""
+APPLIED_WITHIN = 600.0
+"""Seconds after the end of a question in which what was approved may still be begun."""
 UNDER_WAY = f"state IN ({', '.join(repr(state) for state in OPEN)})"
 FAILED = "state IN ('rolled_back', 'needs_human') AND applied IS NOT NULL"
 
@@ -220,7 +223,7 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
     sweep(ledger, now)
     verdict = policy.judge(remedy, target, None)
     checks, why = _look(AT_FIRST, Question(ledger, policy, remedy, target, verdict, facts, now, request["pause_file"], request["waited"], remediation))
-    answer: Answer = dict(remediation=remediation, rule=verdict.rule, why=why, checks=checks, fence=0, until=0.0, last_backup=_last_backup(facts, now))
+    answer: Answer = dict(remediation=remediation, rule=verdict.rule, why=why, checks=checks, fence=0, until=0.0, deadline=0.0, decision=verdict.decision, plan_id="", steps=[], last_backup=_last_backup(facts, now))
     if why == WAIT:
         return dict(answer, word="wait")
     mark_recurrence(ledger, remediation, remedy, target.key, now)
@@ -263,11 +266,12 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
     if target.key != row.target:
         raise Refused(f"will not change {target.name}", why=f"the gate was asked about {row.name}", fix="Run it again.")
     planned = [step for step in chain["plan"] if step["purpose"] == "change"]
-    plan, identity = Plan(planned), plan_id(chain["plan"])
+    plan, identity = Plan.of(planned), plan_id(chain["plan"])
     verdict = policy.judge(row.remedy, target, plan)
     checks, why = _look(WITH_PLAN, Question(ledger, policy, row.remedy, target, verdict, facts, now, request["pause_file"], 0, remediation))
     approved = row.state == "approved"
-    why = why or _elsewhere(target, planned) or ("the plan has changed since it was approved" if approved and identity != row.plan_id else "")
+    late = approved and row.expires is not None and now > row.expires + APPLIED_WITHIN
+    why = why or (f"it was approved, but only until {moment(row.expires or 0)}" if late else "") or _elsewhere(target, planned) or ("the plan has changed since it was approved" if approved and identity != row.plan_id else "")
     reasons = policy.too_big(verdict, plan)
     word = _word(policy, verdict, reasons, request, refused=bool(why), approved=approved)
     if approved and not why:
@@ -289,8 +293,13 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
         why=why or "; ".join([verdict.why, *reasons]),
         rule=verdict.rule,
         checks=checks,
+        decision=verdict.decision,
         plan_id=identity,
+        remediation=remediation,
+        fence=fence,
+        last_backup=_last_backup(facts, now),
         until=now + request["lease"],
+        deadline=now + request["lease"] - MARGIN,
         steps=_steps(chain, now + request["lease"] - MARGIN) if word == "allowed" else [],
     )
 
@@ -388,11 +397,36 @@ def sweep(ledger: Ledger, now: float) -> list[Remediation]:
 
 def close(ledger: Ledger, row: Remediation, outcome: str, why: str, facts: Facts) -> None:
     """End a remediation. One that needs a human after it was begun keeps everybody from its target until that human says otherwise."""
-    if outcome not in ("healed", "rolled_back", "needs_human", "denied"):
+    if outcome not in ENDS:
         raise Conflict(f"cannot end remediation {row.id}", why=f"{outcome} is no end of it", fix="This is a mistake in the chain; report it.")
     ledger.append("closed", row.id, outcome=outcome, why=why, **facts)
     if outcome == "needs_human" and row.applied is not None:
         ledger.turn_switch(f"freeze {row.target}", {"remediation": row.id, "why": why})
+
+
+def fail(ledger: Ledger, remediation: str, remedy: str, host: str, facts: Facts, why: str, more: Facts) -> None:
+    """Write down one that ended before the gate was asked, such as a diagnosis that failed. It has no lease, and freezes nothing."""
+    target = Target.of(host, facts) if facts.get("id") else None
+    whose = dict(remedy=remedy, host=host, target=target.key if target else "", name=target.name if target else host, node=node_of(target) if target else "")
+    ledger.append("failed", remediation, why=why, facts={key: value for key, value in facts.items() if key != "labels"}, **whose, **more)
+
+
+def holder_of(ledger: Ledger, row: Remediation) -> Facts:
+    """Who has a remediation, by the event that gave it its lease."""
+    given = ledger.rows("SELECT body FROM journal WHERE seq = ?", row.fence)
+    return dict(json.loads(given[0][0])["run"]) if given else {}
+
+
+def not_to_be_taken(ledger: Ledger, row: Remediation, gone: bool) -> str:
+    """Why nobody may go on with a remediation in the place of the run that has it; empty where somebody may."""
+    now = ledger.now()
+    if not row.open:
+        return f"it has ended: {row.state}"
+    if row.state == "asked" and row.expires is not None and now < row.expires:
+        return f"it waits for an answer until {moment(row.expires)}"
+    if gone or row.until < now:
+        return ""
+    return f"the run that has it may still be at it, until {moment(row.until)}"
 
 
 __all__ = ["admit", "canonical", "close", "decide", "plan_id", "sweep"]

@@ -35,7 +35,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import (
 OPEN = ("planned", "asked", "approved", "applying", "verifying", "undoing")
 """States of a remediation that is under way. In the first three nothing has been written to its target."""
 UNTOUCHED = OPEN[:3]
-ENDS = ("healed", "rolled_back", "needs_human", "denied", "shadow")
+ENDS = ("healthy", "healed", "rolled_back", "needs_human", "denied", "shadow")
 DEFAULT_PATH = "~/.local/state/homelab.healer/ledger.db"
 BUSY_SECONDS = 60
 """How long a writer waits for its turn. Each holds the ledger for milliseconds."""
@@ -149,6 +149,8 @@ STATES = {
     "applying": "applying",
     "verifying": "verifying",
     "undoing": "undoing",
+    "refused": "denied",
+    "failed": "needs_human",
 }
 """The state that an event puts its remediation into; one that closes it names its own."""
 TIMES = {
@@ -158,6 +160,8 @@ TIMES = {
     "applying": "applied",
     "verifying": "changed",
     "closed": "closed",
+    "refused": "closed",
+    "failed": "closed",
     "recurred": "recurred",
 }
 """The time that an event notes."""

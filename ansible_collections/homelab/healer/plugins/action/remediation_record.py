@@ -1,0 +1,17 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import LedgerAction, gone, holder
+
+
+class ActionModule(LedgerAction):
+    """Says who goes on, and whether she who held it before is certainly gone."""
+
+    def asked(self, variables: dict[str, t.Any]) -> dict[str, t.Any]:
+        held = self._task.args.get("holder")
+        return {"run": holder(), "gone": bool(held) and gone(held, str(self._task.args["remediation"]))}

@@ -1,0 +1,150 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The controller's side of the modules that use the ledger.
+
+Adds what the inventory says of the ledger, says who runs them, refuses extra variables that would decide in the policy's place, and, where the ledger is on
+the controller itself, runs the module's own code in this process, which takes a fifth of the time.
+
+PRIVATE to the collection: it may change at any time.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib
+import json
+import os
+import platform
+import re
+import typing as t
+from pathlib import Path
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.parameters import remove_values
+from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
+
+from ansible_collections.homelab.healer.plugins.module_utils._run import keep
+
+Facts = dict[str, t.Any]
+OURS = re.compile(
+    r"__(remediate|heal|docker|lxc|pg|recover)_\w+|healer_(ledger|policy|approval|notify)\w*"
+    r"|remediate_(remedy|problem|target|steps|probes|point_of_return|undo_options|record)"
+)
+"""Variables that the chain decides by. What a command line, a survey or an event gives beats every other source of a variable, so it must not give these."""
+INVENTORY = {"ledger": "healer_ledger", "policy": "healer_policy", "approval": "healer_approval", "urls": "healer_notify"}
+"""Which of the inventory's variables is which option, where a module has it."""
+
+
+def overrides(loader: t.Any) -> list[str]:
+    """The extra variables that would decide in the chain's place."""
+    return sorted(str(name) for name in load_extra_vars(loader) if OURS.fullmatch(name))
+
+
+class LedgerAction(ActionBase):  # type: ignore[misc]
+    """An action of the same name as its module."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: Facts | None = None) -> Facts:
+        result: Facts = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        given = overrides(self._loader)
+        if given:
+            return {**result, **_refusal(given)}
+        name = self._task.resolved_action.rpartition(".")[2]
+        module = importlib.import_module(f"ansible_collections.homelab.healer.plugins.modules.{name}")
+        options = {**self.from_inventory(module, variables), **self.asked(variables), **self._task.args}
+        return {**result, **self.answer(module, options, variables)}
+
+    def asked(self, variables: Facts) -> Facts:
+        """What this action adds to the module's options."""
+        return {}
+
+    def from_inventory(self, module: t.Any, variables: Facts) -> Facts:
+        """What the inventory says of the module's options."""
+        known = module.ARGUMENTS["argument_spec"]
+        return {option: self._templar.template(variables[name]) for option, name in INVENTORY.items() if option in known and name in variables}
+
+    def answer(self, module: t.Any, options: Facts, variables: Facts) -> Facts:
+        """Run the module, here or where its task is delegated to."""
+        options = json.loads(json.dumps(options))  # plain values, whatever Ansible knows of where they come from
+        if self._connection.transport == "local" and not self._connection.become:
+            return here(module, options, check=self._task.check_mode)
+        told: Facts = self._execute_module(module_name=self._task.resolved_action, module_args=options, task_vars=variables)
+        return told
+
+
+def here(module: t.Any, options: Facts, check: bool) -> Facts:
+    """What a module of the ledger answers, asked in this process."""
+    arguments = dict(module.ARGUMENTS)
+    validated = ArgumentSpecValidator(arguments.pop("argument_spec"), **arguments).validate(options)
+    if validated.error_messages:
+        return dict(failed=True, changed=False, msg=remove_values("; ".join(validated.error_messages), validated._no_log_values))
+    answer, error = keep(module.Request, module.connect, module.act, validated.validated_parameters, check)
+    told: Facts = remove_values(json.loads(json.dumps(answer)), validated._no_log_values)
+    return dict(told, failed=True, msg=str(error), error=error.as_dict()) if error else told
+
+
+def _refusal(given: t.Sequence[str]) -> Facts:
+    what, why = f"will not take {', '.join(given)} from extra variables", "what may be changed is decided by the ledger host's policy and the chain itself"
+    fix = "Leave them out; healer_* variables belong into the inventory."
+    return dict(failed=True, changed=False, msg=f"{what}: {why}. {fix}", error=dict(code="refused", what=what, why=why, fix=fix, retryable=False))
+
+
+def holder() -> Facts:
+    """Who runs this: a person, a machine, and a process that can be looked for."""
+    main = os.getppid()
+    job = next((f"{name}={os.environ[name]}" for name in ("JOB_ID", "SEMAPHORE_TASK_ID") if os.environ.get(name)), "")
+    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    return dict(user=user, machine=platform.node(), machine_id=_machine(), boot=_boot(), tree=_tree(), pid=main, started=_started(main), job=job)
+
+
+def gone(held: t.Mapping[str, t.Any], remediation: str) -> bool:
+    """Whether the process that held a remediation, and all that it had begun, is certainly gone. What ran on another machine cannot be known."""
+    ours = holder()
+    if not ours["machine_id"] or any(held.get(name) != ours[name] for name in ("machine", "machine_id")):
+        return False
+    if held.get("boot") != ours["boot"]:  # this machine was started again since
+        return True
+    if held.get("tree") != ours["tree"]:  # another container on it
+        return False
+    return _started(int(held["pid"])) != held["started"] and not _working(remediation)
+
+
+def _working(remediation: str) -> bool:
+    """Whether a process still works for a remediation: a module outlives the run that started it."""
+    mark = f"HEALER_REMEDIATION={remediation}".encode()
+    return any(mark in _read(path).split(b"\0") for path in Path("/proc").glob("[0-9]*/environ"))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # it has ended, or is not ours
+
+
+def _boot() -> str:
+    """This start of the machine's kernel."""
+    return _read(Path("/proc/sys/kernel/random/boot_id")).decode().strip()
+
+
+def _tree() -> str:
+    """Which of the machine's process trees we are in."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _machine() -> str:
+    return _read(Path("/etc/machine-id")).decode().strip()
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks, so that a number that was given out again is not taken for it; empty where it is gone."""
+    after_its_name = _read(Path(f"/proc/{pid}/stat")).decode("utf-8", "replace").rpartition(")")[2].split()
+    return "" if not after_its_name or after_its_name[0] == "Z" else after_its_name[19]
