@@ -119,48 +119,24 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A module's answer in check mode; ``before`` and ``after`` by the target's id, then by option."""
-
-    module: str
-    args: Facts = field(default_factory=dict)
-    before: Facts = field(default_factory=dict)
-    after: Facts = field(default_factory=dict)
-    reversibility: str = "none"
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a remediation would change."""
+    """What a remediation would change: for each step its ``module`` and ``args``, and of what that answered in check mode ``before``, ``after`` and
+    ``reversibility``. A step that does not tell the last is taken for one without a way back.
+    """
 
-    steps: tuple[Planned, ...]
-
-    @classmethod
-    def of(cls, steps: t.Iterable[Facts]) -> Plan:
-        """From the chain's own list of what it planned; more keys than needed are let be."""
-        return cls(
-            tuple(
-                Planned(
-                    module=str(step.get("module") or ""),
-                    args=step.get("args") or {},
-                    before=step.get("before") or {},
-                    after=step.get("after") or {},
-                    reversibility=step["reversibility"] if step.get("reversibility") in REVERSIBILITIES else "none",
-                )
-                for step in steps
-            )
-        )
+    steps: t.Sequence[Facts]
 
     @property
     def reversibility(self) -> str:
         """The worst of its steps'."""
-        return max((step.reversibility for step in self.steps), key=REVERSIBILITIES.index, default="exact")
+        told = [step.get("reversibility") for step in self.steps]
+        return max((word if word in REVERSIBILITIES else "none" for word in told), key=REVERSIBILITIES.index, default="exact")
 
     @property
     def options(self) -> dict[str, tuple[t.Any, ...]]:
         """Each option that a step is given, with all the values that the steps give it."""
-        names = dict.fromkeys(name for step in self.steps for name in step.args)
-        return {name: tuple(step.args[name] for step in self.steps if name in step.args) for name in names}
+        given = [step.get("args") or {} for step in self.steps]
+        return {name: tuple(args[name] for args in given if name in args) for name in dict.fromkeys(name for args in given for name in args)}
 
 
 @dataclass(frozen=True)
@@ -911,9 +887,9 @@ class Policy:
 
     def _unknown(self, target: Target) -> str:
         """Why the target may be the healer's own, if that cannot be excluded."""
-        if target.databases is None and target.kind in POSTGRESQL_KINDS:
+        if target.databases is None and (target.kind in POSTGRESQL_KINDS or (self.own_database and target.has("databases"))):
             return "which databases are touched is not known, and the healer's own may be among them"
-        if target.hostname is None and self.own_hosts and target.has("hostname") and target.kind in TOLD:
+        if target.hostname is None and self.own_hosts and target.has("hostname"):
             return "its host name is not known, and it may be what the healer itself runs on"
         return ""
 
@@ -921,8 +897,9 @@ class Policy:
         """A sentence without a full stop for each value that changes by more than the verdict's limits."""
         told = []
         for step in plan.steps:
-            for key, before in _leaves(step.before).items():
-                told.append(_growth(key, before, _leaves(step.after).get(key), verdict))
+            after = _leaves(step.get("after") or {})
+            for key, before in _leaves(step.get("before") or {}).items():
+                told.append(_growth(key, before, after.get(key), verdict))
         return [sentence for sentence in told if sentence]
 
     def freeze(self, remedy: str, target: Target, now: float) -> Freeze | None:
