@@ -223,7 +223,19 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
     sweep(ledger, now)
     verdict = policy.judge(remedy, target, None)
     checks, why = _look(AT_FIRST, Question(ledger, policy, remedy, target, verdict, facts, now, request["pause_file"], request["waited"], remediation))
-    answer: Answer = dict(remediation=remediation, rule=verdict.rule, why=why, checks=checks, fence=0, until=0.0, deadline=0.0, decision=verdict.decision, plan_id="", steps=[], last_backup=_last_backup(facts, now))
+    answer: Answer = dict(
+        remediation=remediation,
+        rule=verdict.rule,
+        why=why,
+        checks=checks,
+        fence=0,
+        until=0.0,
+        deadline=0.0,
+        decision=verdict.decision,
+        plan_id="",
+        steps=[],
+        last_backup=_last_backup(facts, now),
+    )
     if why == WAIT:
         return dict(answer, word="wait")
     mark_recurrence(ledger, remediation, remedy, target.key, now)
@@ -266,12 +278,17 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
     if target.key != row.target:
         raise Refused(f"will not change {target.name}", why=f"the gate was asked about {row.name}", fix="Run it again.")
     planned = [step for step in chain["plan"] if step["purpose"] == "change"]
-    plan, identity = Plan.of(planned), plan_id(chain["plan"])
+    plan, identity = Plan(planned), plan_id(chain["plan"])
     verdict = policy.judge(row.remedy, target, plan)
     checks, why = _look(WITH_PLAN, Question(ledger, policy, row.remedy, target, verdict, facts, now, request["pause_file"], 0, remediation))
     approved = row.state == "approved"
     late = approved and row.expires is not None and now > row.expires + APPLIED_WITHIN
-    why = why or (f"it was approved, but only until {moment(row.expires or 0)}" if late else "") or _elsewhere(target, planned) or ("the plan has changed since it was approved" if approved and identity != row.plan_id else "")
+    why = (
+        why
+        or (f"it was approved, but only until {moment(row.expires or 0)}" if late else "")
+        or _elsewhere(target, planned)
+        or ("the plan has changed since it was approved" if approved and identity != row.plan_id else "")
+    )
     reasons = policy.too_big(verdict, plan)
     word = _word(policy, verdict, reasons, request, refused=bool(why), approved=approved)
     if approved and not why:
@@ -315,7 +332,7 @@ def _look(checks: t.Sequence[tuple[str, t.Callable[[Question], str]]], asked: Qu
     return seen, ""
 
 
-def _word(policy: Policy, verdict: Verdict, reasons: t.Sequence[str], request: Facts, refused: bool, approved: bool) -> str:
+def _word(policy: Policy, verdict: Verdict, reasons: t.Sequence[str], request: Facts, *, refused: bool, approved: bool) -> str:
     if refused:
         return "refused"
     if request["shadow"] or policy.mode == "shadow" or verdict.decision == "dry_run":
@@ -404,11 +421,13 @@ def close(ledger: Ledger, row: Remediation, outcome: str, why: str, facts: Facts
         ledger.turn_switch(f"freeze {row.target}", {"remediation": row.id, "why": why})
 
 
-def fail(ledger: Ledger, remediation: str, remedy: str, host: str, facts: Facts, why: str, more: Facts) -> None:
+def fail(ledger: Ledger, remediation: str, *, remedy: str, host: str, facts: Facts, why: str, more: Facts) -> None:
     """Write down one that ended before the gate was asked, such as a diagnosis that failed. It has no lease, and freezes nothing."""
     target = Target.of(host, facts) if facts.get("id") else None
-    whose = dict(remedy=remedy, host=host, target=target.key if target else "", name=target.name if target else host, node=node_of(target) if target else "")
-    ledger.append("failed", remediation, why=why, facts={key: value for key, value in facts.items() if key != "labels"}, **whose, **more)
+    key, name, node = (target.key, target.name, node_of(target)) if target else ("", host, "")
+    told = {fact: value for fact, value in facts.items() if fact != "labels"}
+    body = {**more, "remedy": remedy, "host": host, "target": key, "name": name, "node": node, "why": why, "facts": told}
+    ledger.append("failed", remediation, **body)
 
 
 def holder_of(ledger: Ledger, row: Remediation) -> Facts:

@@ -127,7 +127,8 @@ before:
   returned: success
   type: str
 chain:
-  description: With V(taken), what the gate was given, V(plan), V(undo), V(point_of_return), V(probes), V(baseline) and V(settings). Empty where nothing was planned.
+  description: >-
+    With V(taken), what the gate was given, V(plan), V(undo), V(point_of_return), V(probes), V(baseline) and V(settings). Empty where nothing was planned.
   returned: success
   type: dict
 opened:
@@ -195,7 +196,8 @@ def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
     with ledger.turn():
         more = _taken(ledger, request) if request.state == "taken" else {}
         if request.state == "failed":
-            _gate.fail(ledger, request.remediation, request.remedy, request.host, request.target, request.why, {**request.facts, "run": request.run})
+            whose = dict(remedy=request.remedy, host=request.host, facts=request.target)
+            _gate.fail(ledger, request.remediation, **whose, why=request.why, more={**request.facts, "run": request.run})
         elif request.state == "closed":
             _gate.close(ledger, _held(ledger, request), str(request.outcome), request.why, request.facts)
         elif request.state != "taken":
