@@ -1,0 +1,16 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import LedgerAction, holder
+
+
+class ActionModule(LedgerAction):
+    """Says who turns it."""
+
+    def asked(self, variables: dict[str, t.Any]) -> dict[str, t.Any]:
+        return {"run": holder()}
