@@ -254,9 +254,9 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
         at=now,
     )
     if why:
-        joined = checks[-1]["check"] == "one at a time"
+        joined, again = checks[-1]["check"] == "one at a time", _refused_before(ledger, remedy, target.key, checks[-1]["check"], now)
         ledger.append("refused", remediation, why=why, **entry)
-        return dict(answer, word="joined" if joined else "refused")
+        return dict(answer, word="joined" if joined else "refused", told_before=joined or again)
     until = now + request["lease"]
     opened = ledger.append("opened", remediation, until=until, why=request["problem"], **entry)
     return dict(answer, word="allowed", fence=opened.seq, until=until, why="")
@@ -311,6 +311,7 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
         rule=verdict.rule,
         checks=checks,
         decision=verdict.decision,
+        told_before=False,
         plan_id=identity,
         remediation=remediation,
         fence=fence,

@@ -176,6 +176,10 @@ decision:
   description: What the policy says of it, V(off), V(dry_run), V(approve) or V(auto), whatever else was in the way.
   returned: success
   type: str
+told_before:
+  description: Whether the same was refused for the same reason within a day before, so that nobody needs to be told again.
+  returned: success
+  type: bool
 steps:
   description: What is to be carried out, V(purpose), V(module) and V(args) each. Empty unless the word is V(allowed).
   returned: success

@@ -196,8 +196,9 @@ def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
     with ledger.turn():
         more = _taken(ledger, request) if request.state == "taken" else {}
         if request.state == "failed":
-            whose = dict(remedy=request.remedy, host=request.host, facts=request.target)
-            _gate.fail(ledger, request.remediation, **whose, why=request.why, more={**request.facts, "run": request.run})
+            more = {**request.facts, "run": request.run}
+            _gate.fail(ledger, request.remediation, remedy=request.remedy, host=request.host, facts=request.target, why=request.why, more=more)
+            more = {}
         elif request.state == "closed":
             _gate.close(ledger, _held(ledger, request), str(request.outcome), request.why, request.facts)
         elif request.state != "taken":
