@@ -110,7 +110,7 @@ def _running(asked: Question) -> str:
 def _storm(asked: Question) -> str:
     storm, policy = asked.ledger.switch("storm"), asked.policy.storm
     since = asked.now - policy.window - (policy.cool_down if storm else 0)
-    seen = {key: facts for key, facts in asked.ledger.rows("SELECT DISTINCT target, name FROM remediations WHERE opened > ? AND target <> ''", since)}
+    seen = dict(asked.ledger.rows("SELECT DISTINCT target, name FROM remediations WHERE opened > ? AND target <> ''", since))
     seen[asked.target.key] = asked.target.name
     if len(seen) < policy.targets:
         if storm:
@@ -260,6 +260,12 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
     until = now + request["lease"]
     opened = ledger.append("opened", remediation, until=until, why=request["problem"], **entry)
     return dict(answer, word="allowed", fence=opened.seq, until=until, why="")
+
+
+def _refused_before(ledger: Ledger, remedy: str, target: str, check: str, now: float) -> bool:
+    """Whether the last of this remedy for this target was refused for the same reason within a day, so that people know already."""
+    last = ledger.find("target = ? AND closed > ? AND remedy = ? ORDER BY closed DESC LIMIT 1", target, now - RECURS_WITHIN, remedy)
+    return bool(last) and any(seen["check"] == check and not seen["good"] for seen in ledger.latest(last[0].id, "refused").get("checks", []))
 
 
 def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host: str, fence: int, facts: Facts, chain: Facts, request: Facts) -> Answer:
