@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+import typing as t
 
 import pytest
 
+from ansible_collections.homelab.healer.plugins.module_utils._backups import in_turn
 from ansible_collections.homelab.healer.plugins.modules import lxc_info, lxc_power
 from tests.lab.modules import Caller, call, read
 from tests.lab.proxmox.client import Proxmox, proxmox
+from tests.lab.proxmox.fixtures import LEAST_ON_GUESTS, homelab
 
 DAY = 86400
 
@@ -137,3 +140,148 @@ def test_a_size_worth_setting(pve: Proxmox) -> None:
         assert found["why"]
     pve.fault("GET", "/rrddata", "error", status=500, reason="RRD error: opening '/var/lib/rrdcached/db/pve2-vm/201': No such file", times=-1)
     assert info(pve, 201, gather=["recommendation"])["recommendation"]
+
+
+# Pools and backups
+
+MAKES_BACKUPS = {"HealerGuests": [*LEAST_ON_GUESTS, "VM.Backup"], "HealerStorage": ["Datastore.Audit", "Datastore.AllocateSpace"]}
+"""The roles of a token that may see backups, and so may make them."""
+
+
+def with_roles(
+    pve: Proxmox,
+    roles: t.Mapping[str, list[str]] | None = None,
+    acl: t.Sequence[dict[str, object]] = (),
+    pools: t.Mapping[str, list[int]] | None = None,
+) -> None:
+    """Begin anew with other roles of the token and its user."""
+    state = homelab()
+    state["roles"].update(roles or {})
+    state["acl"] += acl
+    pve.reset({**state, "pools": pools or {"db": [200], "web": [201]}})
+
+
+def backup_of(pve: Proxmox, vmid: int) -> dict[str, t.Any]:
+    found = info(pve, vmid, gather=["backup"])["backup"]
+    assert isinstance(found, dict)
+    return found
+
+
+def auditor(path: str) -> list[dict[str, object]]:
+    return [{"path": path, kind: who, "role": "PVEPoolUser"} for kind, who in (("user", "healer@pve"), ("token", "healer@pve!healer"))]
+
+
+def test_info_tells_the_pool_and_never_that_there_is_none_where_one_may_be(pve: Proxmox) -> None:
+    def pools() -> list[object]:
+        return [facts["pool"] for facts in read(lxc_info, **pve.options_for("healer@pve!healer"))["containers"]]
+
+    assert pools() == ["", "", "", ""]
+    with_roles(pve)
+    assert pools() == [None, None, "", ""], "nobody tells the token a pool, yet what is in one has a path of its own"
+    with_roles(pve, acl=auditor("/pool/db"))
+    assert pools() == ["db", None, "", ""]
+    own: list[dict[str, object]] = [
+        {"path": "/vms/202", kind: who, "role": "HealerGuests"} for kind, who in (("user", "healer@pve"), ("token", "healer@pve!healer"))
+    ]
+    with_roles(pve, acl=own)
+    assert pools() == [None, None, None, ""]
+    with_roles(pve, acl=[*own, *auditor("/pool")])
+    assert pools() == ["db", "web", "", ""]
+
+
+def test_info_tells_a_backup_while_it_runs_and_when_it_was_made(pve: Proxmox) -> None:
+    with_roles(pve, MAKES_BACKUPS)
+    before = backup_of(pve, 200)
+    now = pve.state()["now"]
+    assert (before["running"], before["unseen"], now - before["last"]) == (False, "", pytest.approx(DAY / 2, abs=600))
+    assert backup_of(pve, 202) == {"running": False, "last": None, "unseen": ""}
+    pve.backup([200], seconds=3000)
+    assert backup_of(pve, 200) == {**before, "running": True}
+    assert not backup_of(pve, 202)["running"]
+    pve.advance(3001)
+    after = backup_of(pve, 200)
+    assert (after["running"], pve.state()["now"] - after["last"]) == (False, pytest.approx(3000, abs=600))
+    assert "backup" not in info(pve, 200)
+    assert pve.writes() == []
+
+
+def test_info_tells_whose_turn_it_is_where_several_are_backed_up(pve: Proxmox) -> None:
+    def running() -> list[object]:
+        return [backup_of(pve, vmid)["running"] for vmid in (200, 201, 202, 203)]
+
+    pve.backup(node="pve1", seconds=2000, all=1, exclude="100,203")
+    assert running() == [True, False, True, False]
+    pve.advance(2000)
+    assert running() == [False, False, True, False]
+    pve.advance(2000)
+    assert running() == [False, False, False, False]
+    pve.backup([200, 203], seconds=2000)
+    assert running() == [True, False, False, True]
+
+
+def test_info_tells_a_backup_of_a_pool_from_what_it_knows_of_pools(pve: Proxmox) -> None:
+    cases: list[tuple[list[dict[str, object]], list[object]]] = [([], [True, None, False]), (auditor("/pool"), [True, True, False])]
+    for acl, told in cases:
+        with_roles(pve, acl=acl, pools={"db": [200, 202]})
+        pve.backup(node="pve1", seconds=2000, pool="db")
+        found = [backup_of(pve, vmid) for vmid in (200, 202, 203)]
+        assert [facts["running"] for facts in found] == told
+        assert ("its log does not tell whether it comes to this one" in found[1]["unseen"]) is (told[1] is None)
+
+
+def test_a_lock_of_a_backup_counts_though_no_task_is_there(pve: Proxmox) -> None:
+    pve.set_guest(200, lock="backup")
+    assert backup_of(pve, 200)["running"]
+
+
+def test_without_rights_nobody_is_told_that_there_is_no_backup(pve: Proxmox) -> None:
+    """Nobody's task is hidden from an auditor of the node; what is on a storage is from one who may only see the storage."""
+    told = backup_of(pve, 200)
+    assert (told["running"], told["last"]) == (False, None)
+    assert (
+        told["unseen"]
+        == "the backups on backup are shown only to who has Datastore.AllocateSpace there and VM.Backup on the container, or Datastore.Allocate there"
+    )
+    with_roles(pve, {**MAKES_BACKUPS, "HealerNodes": ["Sys.Syslog"]})
+    pve.backup([200, 202], seconds=3000)
+    assert backup_of(pve, 200)["running"], "its lock tells it"
+    told = backup_of(pve, 202)
+    assert (told["running"], told["unseen"]) == (None, "without Sys.Audit on pve1 a backup that others started cannot be seen")
+    with_roles(pve, {**MAKES_BACKUPS, "HealerStorage": ["Datastore.AllocateTemplate"]})
+    assert backup_of(pve, 200) == {"running": False, "last": None, "unseen": "there may be storages that the token may not see"}
+    with_roles(pve, {**MAKES_BACKUPS, "HealerStorage": ["Datastore.Audit", "Datastore.Allocate"]})
+    assert backup_of(pve, 200)["unseen"] == ""
+    pve.set_storage("backup", active=False)
+    told = backup_of(pve, 200)
+    assert (told["last"], told["unseen"]) == (None, "storage backup is not there (unknown)")
+    pve.fault("GET", "/tasks", "error", times=-1, status=500, reason="it is broken")
+    told = backup_of(pve, 200)
+    assert told["running"] is None
+    assert "cannot list the tasks of pve1: HTTP 500: it is broken" in told["unseen"]
+
+
+BEGIN = "INFO: starting new backup job: vzdump "
+TURNS: dict[str, tuple[list[str], str | None, bool | None]] = {
+    "it waits for another backup": (["INFO: trying to get global lock - waiting..."], "", None),
+    "nothing is told": ([], "", None),
+    "it is named": ([BEGIN + "200 202 --mode snapshot"], "", True),
+    "it is not named": ([BEGIN + "201 202 --mode snapshot"], "", False),
+    "all": ([BEGIN + "--mode snapshot --all 1"], "", True),
+    "all but it": ([BEGIN + "--all 1 --exclude '100,200'"], "", False),
+    "its pool": ([BEGIN + "--pool db --mailto 'a@example.org'"], "db", True),
+    "another pool": ([BEGIN + "--pool db/inner"], "db", False),
+    "a pool, and its own is not known": ([BEGIN + "--pool db"], None, None),
+    "nobody knows what that is": ([BEGIN + "--notes-template 'x"], "", None),
+    "it has begun": ([BEGIN + "--pool db", "INFO: Starting Backup of VM 200 (lxc)"], None, True),
+    "it is over": ([BEGIN + "200 202", "INFO: Starting Backup of VM 200 (lxc)", "INFO: Finished Backup of VM 200 (00:00:12)"], "", False),
+    "it failed": ([BEGIN + "200 202", "INFO: Starting Backup of VM 200 (lxc)", "ERROR: Backup of VM 200 failed - CT is locked (disk)"], "", False),
+    "a lower one is over": ([BEGIN + "100 200", "INFO: Starting Backup of VM 100 (qemu)", "INFO: Finished Backup of VM 100 (00:00:12)"], "", True),
+    "it was passed over": ([BEGIN + "--pool db", "INFO: Starting Backup of VM 202 (lxc)"], None, False),
+    "a longer number": ([BEGIN + "--pool db", "INFO: Finished Backup of VM 2001 (00:00:12)"], "db", True),
+}
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_the_log_of_a_backup_tells_whose_turn_it_is(case: str) -> None:
+    log, pool, wanted = TURNS[case]
+    assert in_turn(log, 200, pool) is wanted

@@ -921,8 +921,75 @@ def test_without_quorum_nothing_is_written(api: Api) -> None:
 
 
 def test_storage_content_tells_the_last_backup(api: Api) -> None:
-    (newest,) = api.get("/nodes/pve1/storage/backup/content", HEALER, content="backup", vmid=200)
+    (newest,) = api.get("/nodes/pve1/storage/backup/content", content="backup", vmid=200)
     assert api.lab.state()["now"] - newest["ctime"] == pytest.approx(43200, abs=60)
+
+
+@pytest.mark.parametrize(
+    ("on_storage", "on_guest", "seen"), [("Audit", "VM.Backup", 0), ("AllocateSpace", "", 0), ("AllocateSpace", "VM.Backup", 1), ("Allocate", "", 1)]
+)
+def test_a_backup_is_listed_for_who_may_make_one(api: Api, on_storage: str, on_guest: str, seen: int) -> None:
+    """Whether it is asked for by its guest's number or not."""
+    api.ask("PUT", "/access/roles/HealerStorage", privs=f"Datastore.Audit,Datastore.{on_storage}")
+    api.ask("PUT", "/access/roles/HealerGuests", privs=",".join(["VM.Audit", *([on_guest] if on_guest else [])]))
+    for narrow, most in (({"vmid": 200}, 1), ({}, 2)):
+        assert len(api.get("/nodes/pve1/storage/backup/content", HEALER, content="backup", **narrow)) == seen * most
+
+
+def test_a_pool_is_told_to_its_auditor_and_its_members_are_among_the_paths(api: Api) -> None:
+    def pools() -> set[str | None]:
+        return {entry.get("pool") for entry in api.get("/cluster/resources", HEALER, type="vm") if entry["vmid"] == 200}
+
+    assert "/vms/200" not in api.get("/access/permissions", HEALER)
+    api.ask("POST", "/pools", poolid="db")
+    api.ask("PUT", "/pools/db", vms=200)
+    assert pools() == {None}
+    assert sorted(api.get("/access/permissions", HEALER)["/vms/200"]) == fixtures.LEAST_ON_GUESTS
+    for whom in ({"tokens": HEALER}, {"users": "healer@pve"}):
+        api.ask("PUT", "/access/acl", path="/pool/db", roles="PVEPoolUser", **whom)
+    assert pools() == {"db"}
+
+
+# backups
+
+
+def active(api: Api, who: str = ROOT_TOKEN) -> list[str]:
+    return [task["id"] for task in api.get("/nodes/pve1/tasks", who, source="active", typefilter="vzdump") if task["status"] == "RUNNING"]
+
+
+def test_a_backup_locks_its_guest_and_leaves_an_archive(api: Api) -> None:
+    upid = api.lab.backup([200], seconds=3000)
+    assert (active(api), api.get(f"{PG}/config")["lock"], api.set(PG, cores=1).reason) == (["200"], "backup", "CT is locked (backup)")
+    assert active(api, HEALER) == ["200"]
+    assert len(api.get("/nodes/pve1/storage/backup/content", content="backup", vmid=200)) == 1
+    api.lab.advance(3001)
+    assert (active(api), "lock" in api.get(f"{PG}/config"), api.get(f"/nodes/pve1/tasks/{upid}/status")["exitstatus"]) == ([], False, "OK")
+    newest = max(entry["ctime"] for entry in api.get("/nodes/pve1/storage/backup/content", content="backup", vmid=200))
+    assert api.lab.state()["now"] - newest == pytest.approx(3000, abs=120)
+
+
+def test_a_backup_of_several_guests_takes_them_in_turn_and_goes_on_after_a_failure(api: Api) -> None:
+    api.lab.set_guest(202, lock="snapshot")
+    upid = api.lab.backup(node="pve1", seconds=1000, all=1, exclude="100")
+    assert active(api) == [""]
+    locks = []
+    for _ in range(3):
+        locks.append([vmid for vmid in (200, 202, 203) if api.lab.guest(vmid)["lock"] == "backup"])
+        api.lab.advance(1000)
+    assert locks == [[200], [203], []]
+    lines = [line["t"] for line in api.get(f"/nodes/pve1/tasks/{upid}/log")]
+    assert lines[0] == "INFO: starting new backup job: vzdump --all 1 --exclude 100 --storage backup"
+    assert "ERROR: Backup of VM 202 failed - CT is locked (snapshot)" in lines
+    assert lines[-1] == "TASK ERROR: job errors"
+
+
+def test_a_backup_that_is_aborted_takes_its_lock_with_it(api: Api) -> None:
+    upid = api.lab.backup([200], seconds=3000)
+    assert api.lab.guest(200)["lock"] == "backup"
+    api.ask("DELETE", f"/nodes/pve1/tasks/{upid}")
+    api.lab.advance(1)
+    assert not api.lab.guest(200)["lock"]
+    assert len(api.get("/nodes/pve1/storage/backup/content", content="backup", vmid=200)) == 1
 
 
 # usage

@@ -6,8 +6,8 @@ faster than the real one, and the control port moves it forward. Nothing is stor
 
 The modules: ``clock`` (time), ``access`` (rights), ``schema`` (parameters), ``config`` (the file of a container), ``usage`` (workload and series),
 ``model`` (the cluster), ``tasks`` (workers), ``calls`` (a request's way through the rules), ``cluster``, ``lxc``, ``hotplug``, ``storing``, ``power``,
-``snapshots``, ``workers`` and ``accounts`` (what is answered), ``faults``, ``server`` (HTTP), ``control`` and ``client`` (for tests), ``state`` and
-``fixtures`` (to begin from), ``replay`` (compares it with a recording of a real server).
+``snapshots``, ``backups``, ``workers`` and ``accounts`` (what is answered), ``faults``, ``server`` (HTTP), ``control`` and ``client`` (for tests),
+``state`` and ``fixtures`` (to begin from), ``replay`` (compares it with a recording of a real server).
 
 The state that ``--state FILE`` holds, ``proxmox(state)`` and ``reset(state)`` take. Everything is optional but the nodes; sizes of memory are MiB,
 of disks and storages GiB, times are seconds:

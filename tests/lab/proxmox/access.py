@@ -166,7 +166,7 @@ class Access:
             return dict.fromkeys(self.builtin["Administrator"], True)
         held = self._privileges_of(self._roles(who, user, path, kind))
         for pool in self._pools_of(path):
-            held |= self._privileges_of(self._roles(who, user, f"/pool/{pool}", kind))
+            held = {**dict.fromkeys(self._privileges_of(self._roles(who, user, f"/pool/{pool}", kind)), False), **held}
         return held
 
     def _privileges_of(self, roles: dict[str, bool]) -> dict[str, bool]:
@@ -209,8 +209,9 @@ class Access:
             raise deny(f"{path}, {'|'.join(names)}")
 
     def effective(self, who: Identity, only: str | None = None) -> dict[str, dict[str, int]]:
-        """Privileges per path, for the usual paths and those that have entries."""
-        usual = {"/", "/access", "/access/groups", "/access/realm", "/nodes", "/pool", "/sdn", "/storage", "/vms", *(f"/pool/{name}" for name in self.pools)}
+        """Privileges per path, for the usual paths, those that have entries, and what is in a pool."""
+        usual = {"/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms"}
+        usual |= {f"/{'vms' if isinstance(one, int) else 'storage'}/{one}" for members in self.pools.values() for one in members}
         paths = {normal_path(only)} if only else usual | {entry.path for entry in self.entries}
         found = {path: {name: int(reach) for name, reach in self.held(who, path).items()} for path in sorted(paths)}
         return {path: held for path, held in found.items() if held or only}

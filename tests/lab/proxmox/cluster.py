@@ -106,7 +106,8 @@ def _guest_resource(call: Call, guest: Guest) -> dict[str, t.Any]:
     entry |= {key: values[key] for key in ("lock", "tags") if key in values}
     if guest.ha:
         entry["hastate"] = guest.ha.get("state", "started")
-    if pool := next((name for name, members in world.access.pools.items() if guest.vmid in members), None):
+    pool = next((name for name, members in world.access.pools.items() if guest.vmid in members), None)
+    if pool and call.may(f"/pool/{pool}", "Pool.Audit"):
         entry["pool"] = pool
     return entry
 
@@ -251,7 +252,7 @@ def storage_status(call: Call) -> dict[str, t.Any]:
 
 
 def storage_content(call: Call) -> list[dict[str, t.Any]]:
-    """Volumes; a backup can be seen by who may see its guest, or allocate on the storage."""
+    """Volumes; a backup is listed for who may make one of that guest on that storage, or administers the storage: to be the guest's auditor is not enough."""
     storage, world = _storage(call), call.world
     entries = [dict(entry) for entry in storage.contents]
     for guest in world.guests.values():
@@ -262,15 +263,20 @@ def storage_content(call: Call) -> list[dict[str, t.Any]]:
     for entry in entries:
         entry["ctime"] = int(entry.get("ctime", world.now() - entry.pop("age", 0)))
         entry.pop("age", None)
-    allocates = call.may(f"/storage/{storage.name}", "Datastore.Allocate") or call.may(f"/storage/{storage.name}", "Datastore.AllocateSpace")
     wanted, vmid = call.text("content"), call.text("vmid")
     return [
         entry
         for entry in entries
-        if (not wanted or entry["content"] == wanted)
-        and (not vmid or str(entry.get("vmid")) == vmid)
-        and (entry["content"] in {"vztmpl", "iso"} or allocates or call.may(f"/vms/{entry.get('vmid')}", "VM.Audit"))
+        if (not wanted or entry["content"] == wanted) and (not vmid or str(entry.get("vmid")) == vmid) and _may_list(call, storage, entry)
     ]
+
+
+def _may_list(call: Call, storage: Storage, entry: dict[str, t.Any]) -> bool:
+    here, guest = f"/storage/{storage.name}", f"/vms/{entry.get('vmid')}"
+    if entry["content"] in {"vztmpl", "iso"} or call.may(here, "Datastore.Allocate"):
+        return True
+    on_storage, on_guest = ("Datastore.AllocateSpace", "VM.Backup") if entry["content"] == "backup" else ("Datastore.Audit", "VM.Config.Disk")
+    return call.may(here, on_storage) and call.may(guest, on_guest)
 
 
 def storage_config(call: Call) -> list[dict[str, t.Any]]:

@@ -8,7 +8,7 @@ import typing as t
 
 from aiohttp import web
 
-from tests.lab.proxmox import state
+from tests.lab.proxmox import backups, state
 from tests.lab.proxmox.model import World
 from tests.lab.proxmox.server import Api
 from tests.lab.proxmox.usage import workload
@@ -38,6 +38,7 @@ class Control:
             "set_cluster": self._set_cluster,
             "move": self._move,
             "advance": self._advance,
+            "backup": self._backup,
             "history": self._history,
             "release": self._release,
             "reset": self._reset,
@@ -141,6 +142,10 @@ class Control:
         await self._world.clock.advance(given["seconds"])
         self._world.catch_up()
         return self._world.now()
+
+    def _backup(self, given: dict[str, t.Any]) -> str:
+        node = given.pop("node") or self._world.guests[given["vmids"][0]].node
+        return backups.start(self._api.tasks, self._world, backups.Wanted(node, **given))
 
     def _history(self, given: dict[str, t.Any]) -> None:
         self._world.guests[given["vmid"]].series[given["timeframe"]] = given["points"]

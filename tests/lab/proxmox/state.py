@@ -40,7 +40,8 @@ def add_node(world: World, name: str, facts: Document) -> None:
 
 
 def load_storage(world: World, name: str, facts: Document) -> None:
-    world.storages[name] = Storage(name, **facts)
+    contents = [{"ctime": int(world.now() - entry.get("age", 0)), **entry} for entry in facts.get("contents", [])]
+    world.storages[name] = Storage(name, **{**facts, "contents": contents})
 
 
 def _load_access(world: World, document: Document) -> None:

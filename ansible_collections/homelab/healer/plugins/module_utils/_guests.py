@@ -187,6 +187,26 @@ def need(now: Guest, privileges: t.Iterable[str], what: str) -> None:
         raise Denied(what, why=f"the permission check would fail (/vms/{now.key}, {', '.join(missing)})", fix=grant(f"/vms/{now.key}", missing))
 
 
+def held(rules: t.Mapping[str, t.Mapping[str, int]], path: str) -> set[str]:
+    """The privileges on a path: its own, or those that reach it from the nearest path above. ``rules`` are all, each with whether it reaches below."""
+    here = path
+    while here not in rules and here != "/":
+        here = here.rpartition("/")[0] or "/"
+    return {name for name, reaches in rules.get(here, {}).items() if reaches or here == path}
+
+
+def pool_of(vmid: int, entry: t.Mapping[str, t.Any], rules: t.Mapping[str, t.Mapping[str, int]]) -> str | None:
+    """The pool that a guest is in by its entry in the cluster's resources, empty for none, ``None`` if it cannot be known.
+
+    A pool is told only to who has ``Pool.Audit`` on it. Yet each guest in one has a path of its own among the token's privileges.
+    """
+    if entry.get("pool"):
+        return str(entry["pool"])
+    paths = ["/pool", *(path for path in rules if path.startswith("/pool/"))]
+    none = f"/vms/{vmid}" not in rules or all("Pool.Audit" in held(rules, path) for path in paths)
+    return "" if none else None
+
+
 def grant(path: str, privileges: t.Sequence[str]) -> str:
     """What to do about missing privileges on a path."""
     return (

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible.module_utils.basic import env_fallback, missing_required_lib
 
+from ansible_collections.homelab.healer.plugins.module_utils._backups import KIND, LOCK, in_turn, places
 from ansible_collections.homelab.healer.plugins.module_utils._change import Values
 from ansible_collections.homelab.healer.plugins.module_utils._errors import (
     Conflict,
@@ -35,7 +36,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import (
     Unreachable,
     together,
 )
-from ansible_collections.homelab.healer.plugins.module_utils._guests import RESOURCES, Guest, Node, body, grant, resources, unlock
+from ansible_collections.homelab.healer.plugins.module_utils._guests import RESOURCES, Guest, Node, body, grant, pool_of, resources, unlock
 from ansible_collections.homelab.healer.plugins.module_utils._snapshots import History, Snapshot
 
 try:
@@ -285,7 +286,7 @@ class Cluster:
         known = known or self.resources()
         found = self._placed(known, vmids, node)
         names = sorted({entry["node"] for entry in found})
-        self._rules()  # before several threads ask for them
+        self.rules()  # before several threads ask for them
         with ThreadPoolExecutor(READS_AT_ONCE) as workers:
             lists = dict(zip(names, workers.map(self._listed, names)))
             nodes = dict(zip(names, workers.map(lambda name: self._node(name, known, lists[name]), names)))
@@ -440,19 +441,58 @@ class Cluster:
                 points += self.get(f"nodes/{guest.node.name}/lxc/{guest.key}/rrddata", what, timeframe=timeframe, cf="MAX")
         return points
 
-    def last_backup(self, guest: Guest, storages: t.Sequence[str]) -> tuple[int | None, HealerError | None]:
-        """When a container was backed up last to one of these storages, in seconds since 1970, and what kept one from being read.
+    def pool(self, guest: Guest, known: t.Sequence[t.Mapping[str, t.Any]]) -> str | None:
+        """The pool that a container is in, empty for none, ``None`` if it cannot be known. ``known`` are the cluster's resources."""
+        entry = next((entry for entry in known if entry["type"] == "lxc" and int(entry["vmid"]) == guest.key), {})
+        return pool_of(guest.key, entry, self.rules())
 
-        It is asked for by its number: a storage shows the backups of all containers only to who may write there.
+    def last_backup(self, guest: Guest, known: t.Sequence[t.Mapping[str, t.Any]]) -> tuple[int | None, list[str]]:
+        """When the last backup of a container was made that can be seen, in seconds since 1970, and why there may be a later one.
+
+        ``known`` are the cluster's resources.
         """
-        taken, failed = [], None
+        storages, unseen = places(guest, known, self.rules())
+        taken = []
         for storage in storages:
             try:
                 what = f"cannot list the backups on {storage}"
                 taken += self.get(f"nodes/{guest.node.name}/storage/{storage}/content", what, content="backup", vmid=guest.key)
             except HealerError as error:
-                failed = error
-        return max((int(entry["ctime"]) for entry in taken), default=None), failed
+                unseen.append(f"{error.what}: {error.why}")
+        return max((int(entry["ctime"]) for entry in taken), default=None), unseen
+
+    def backups(self, guests: t.Sequence[Guest], known: t.Sequence[t.Mapping[str, t.Any]]) -> dict[int, dict[str, t.Any]]:
+        """What is known of the backups of each container, by its number.
+
+        ``running``: whether it is being backed up or an active task will come to it, ``None`` if that cannot be known. ``last``: when the last one was
+        made that can be seen, in seconds since 1970. ``unseen``: why either may be wrong, empty where neither is.
+        """
+        nodes = {guest.node.name: guest.node for guest in guests}
+        with ThreadPoolExecutor(READS_AT_ONCE) as workers:
+            lasts = list(workers.map(lambda guest: self.last_backup(guest, known), guests))
+            active = dict(zip(nodes, workers.map(self._active_backups, nodes.values())))
+        found = {}
+        for guest, (last, unseen) in zip(guests, lasts):
+            running, why = _backing_up(guest, *active[guest.node.name], self.pool(guest, known))
+            found[guest.key] = dict(running=running, last=last, unseen="; ".join([*why, *unseen]))
+        return found
+
+    def _active_backups(self, node: Node) -> tuple[list[tuple[str, list[str]]], str]:
+        """The backups that run on a node, each with the number of its guest, or without one and with its log; and why there may be others."""
+        where, found = f"nodes/{node.name}/tasks", []
+        try:
+            for task in self.get(where, f"cannot list the tasks of {node.name}", source="active", typefilter=KIND, limit=1000):
+                if task["status"] == "RUNNING":
+                    about = str(task.get("id") or "")
+                    found.append((about, [] if about else self._lines(node.name, str(task["upid"]))))
+        except HealerError as error:
+            return found, f"{error.what}: {error.why}"
+        return found, "" if node.memory is not None else f"without Sys.Audit on {node.name} a backup that others started cannot be seen"
+
+    def _lines(self, node: str, upid: str) -> list[str]:
+        """The log of a task; nothing where it has ended meanwhile and is gone."""
+        lines = self.get(f"nodes/{node}/tasks/{upid}/log", f"cannot read the log of the backup {upid}", limit=50000)
+        return [str(line["t"]) for line in lines] if isinstance(lines, list) else []
 
     def interfaces(self, guest: Guest) -> list[dict[str, t.Any]] | None:
         """The network interfaces of a container, none where it is stopped; ``None`` where they cannot be told, as by old releases."""
@@ -493,19 +533,20 @@ class Cluster:
         """What the token may do with a container. Where no rule is known for its path or one above, the server is asked for the path itself."""
         own = f"/vms/{vmid}"
         for path in (own, "/vms", "/"):
-            if path in self._rules():
-                return frozenset(name for name, propagates in self._rules()[path].items() if path == own or int(propagates))
+            if path in self.rules():
+                return frozenset(name for name, propagates in self.rules()[path].items() if path == own or int(propagates))
         found = self.get("access/permissions", "cannot read the token's permissions", path=own)
         return frozenset(found.get(own, {}))
 
-    def _rules(self) -> dict[str, dict[str, int]]:
+    def rules(self) -> dict[str, dict[str, int]]:
+        """The token's privileges by path, each with whether it reaches what is below."""
         if self._permissions is None:
             self._permissions = dict(self.get("access/permissions", "cannot read the token's permissions"))
         return self._permissions
 
     def _sees_all(self) -> bool:
-        hidden = [path for path, rights in self._rules().items() if path.startswith("/vms/") and "VM.Audit" not in rights]
-        return not hidden and any(int(self._rules().get(path, {}).get("VM.Audit", 0)) for path in ("/", "/vms"))
+        hidden = [path for path, rights in self.rules().items() if path.startswith("/vms/") and "VM.Audit" not in rights]
+        return not hidden and any(int(self.rules().get(path, {}).get("VM.Audit", 0)) for path in ("/", "/vms"))
 
     # What is changed
 
@@ -659,6 +700,19 @@ class Cluster:
         except HealerError as error:
             return f"not readable, {error.why}"
         return " / ".join(str(line["t"]) for line in lines[-LOG_LINES:]) if isinstance(lines, list) else str(lines)
+
+
+def _backing_up(guest: Guest, active: t.Sequence[tuple[str, list[str]]], blind: str, pool: str | None) -> tuple[bool | None, list[str]]:
+    """Whether a container is being backed up or will be by a task that is active, ``None`` if that cannot be known, and why not.
+
+    A lock of a backup that was cut off counts, too: nothing can be changed until an administrator has taken it away.
+    """
+    turns = [about == str(guest.key) if about else in_turn(log, guest.key, pool) for about, log in active]
+    if guest.lock == LOCK or True in turns:
+        return True, []
+    unsure = ["a backup of several guests runs there, and its log does not tell whether it comes to this one"] if None in turns else []
+    why = [*unsure, *([blind] if blind else [])]
+    return (None if why else False), why
 
 
 def managed(status: t.Mapping[str, t.Any]) -> bool:

@@ -28,9 +28,10 @@ options:
     description:
       - What to tell beyond configuration and usage.
       - V(snapshots) is the list of them, and whether one can be made. V(recommendation) is a size worth setting, from the history of a week.
+        V(backup) is whether one runs, and when the last was made.
     type: list
     elements: str
-    choices: [snapshots, recommendation]
+    choices: [snapshots, recommendation, backup]
   sample:
     description: Over how many seconds to measure the growth of the memory in use. With V(0) nothing is measured.
     type: float
@@ -38,6 +39,13 @@ options:
 notes:
   - The token needs C(VM.Audit) on C(/vms/<vmid>), C(Sys.Audit) on C(/nodes/<node>) for the node's memory, and C(Datastore.Audit) on
     C(/storage/<storage>) to say why a container cannot be snapshotted. What it may not see is V(null).
+  - The pool of a container that is in one needs C(Pool.Audit) on C(/pool/<pool>). That a container is in none is also known without it, unless the container
+    has rules of its own, as on C(/vms/<vmid>).
+  - A backup that runs is seen by the task that makes it, which needs C(Sys.Audit) on C(/nodes/<node>), and by the container's lock, which does not. A task
+    for several guests does not say which ones. Its log does, which is read, except for the members of a pool, if the container's is not known. A container
+    counts from the start of such a task until its own backup is over.
+  - Backups that were made are listed only for a token with C(Datastore.AllocateSpace) on C(/storage/<storage>) and C(VM.Backup) on C(/vms/<vmid>), or
+    C(Datastore.Allocate) on the former. Any of these lets it write there, so give them only if the age of backups shall be known.
   - Memory in use is Proxmox VE's figure. On cgroup v2 it leaves out the page cache, and with it shared memory, such as a database's buffers.
   - CPU in use is the average over the ten seconds of the node's last measurement.
   - The recommendation follows Kubernetes' Vertical Pod Autoscaler. The 90th percentile of the daily peaks of 8 days, younger ones weighing more
@@ -57,7 +65,7 @@ EXAMPLES = r"""
 - name: What should the database have, and does its memory grow?
   homelab.healer.lxc_info:
     vmid: 200
-    gather: [recommendation, snapshots]
+    gather: [recommendation, snapshots, backup]
     sample: 5
 """
 
@@ -93,6 +101,9 @@ containers:
       description: Its tags.
       type: list
       elements: str
+    pool:
+      description: The pool that it is in, empty for none, V(null) if that cannot be known.
+      type: str
     limits:
       description: What it may use, in effect; memory and swap in MiB, V(default) for what is not set.
       type: dict
@@ -163,6 +174,20 @@ containers:
       description: Why it cannot be snapshotted; empty where it can. If asked for.
       type: list
       elements: str
+    backup:
+      description: Its backups, if asked for.
+      type: dict
+      contains:
+        running:
+          description: >-
+            Whether it is being backed up, is locked as by a backup, or will be backed up by a task that runs. V(null) if that cannot be known.
+          type: bool
+        last:
+          description: When the last backup that can be seen was begun, in seconds since 1970. V(null) where none can be seen.
+          type: int
+        unseen:
+          description: Why a backup may run, or there may be a later one, that cannot be seen; empty where neither is.
+          type: str
     recommendation:
       description: A size worth setting, if asked for.
       type: dict
@@ -248,7 +273,7 @@ def report(client: Cluster, request: Request) -> dict[str, t.Any]:
     time.sleep(request.sample)
     last, seconds = (client.statuses(guests) if request.sample else first), time.monotonic() - began
     listed = {int(entry["vmid"]): entry for entry in (client.resources() if request.sample else known) if entry["type"] == "lxc"}
-    told = [usage(guest, last[guest.key], listed.get(guest.key, {})) for guest in guests]
+    told = [{**usage(guest, last[guest.key], listed.get(guest.key, {})), "pool": client.pool(guest, known)} for guest in guests]
     for guest, facts in zip(guests, told):
         facts.update(growth(first[guest.key], last[guest.key], seconds if request.sample else 0))
         if "recommendation" in wanted:
@@ -256,6 +281,9 @@ def report(client: Cluster, request: Request) -> dict[str, t.Any]:
     if "snapshots" in wanted:
         histories = {history.key: history for history in client.histories([guest.key for guest in guests], making=True)}
         told = [{**facts, **listed_snapshots(histories[facts["vmid"]])} for facts in told]
+    if "backup" in wanted:
+        backups = client.backups(guests, known)
+        told = [{**facts, "backup": backups[facts["vmid"]]} for facts in told]
     nodes = {guest.node.name: asdict(guest.node) for guest in guests}
     return dict(containers=told, nodes=[nodes[name] for name in sorted(nodes)])
 
@@ -270,7 +298,7 @@ ARGUMENTS = dict(
     argument_spec=dict(
         OPTIONS,
         vmid=dict(type="list", elements="int", aliases=["lxc_id"]),
-        gather=dict(type="list", elements="str", choices=["snapshots", "recommendation"]),
+        gather=dict(type="list", elements="str", choices=["snapshots", "recommendation", "backup"]),
         sample=dict(type="float", default=0.0),
     ),
     **CREDENTIALS,

@@ -32,7 +32,9 @@ notes:
     C(Datastore.Audit) on C(/storage) for all that the collection can do, and so does its user, if it has privilege separation.
   - Whether it has privilege separation is told only to those who may see its user's tokens, which a token with these rights may not.
   - Proxmox VE tells nobody what he may not see, so a container without C(VM.Audit) is named only if it is asked for or has a rule of its own.
-  - A backup is looked for on the storages of the container's node and on shared ones.
+  - A backup is looked for on the storages of the container's node and on shared ones. Proxmox VE shows it only to who has C(Datastore.AllocateSpace) on the
+    storage and C(VM.Backup) on the container, or C(Datastore.Allocate) on the storage. All of these let a token write there, so they are not asked for;
+    without them it says that it cannot tell.
   - Virtual machines are counted, and not changed by this collection.
 seealso:
   - module: homelab.healer.lxc_info
@@ -296,7 +298,7 @@ from importlib.metadata import distributions
 
 from ansible.module_utils.ansible_release import __version__ as ansible_core
 
-from ansible_collections.homelab.healer.plugins.module_utils._doctor import Sight, Speaker, addresses, backup_storages, chosen, examine
+from ansible_collections.homelab.healer.plugins.module_utils._doctor import Sight, Speaker, addresses, chosen, examine
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError, TimedOut, Unreachable
 from ansible_collections.homelab.healer.plugins.module_utils._proxmox import CREDENTIALS, OPTIONS, READS_AT_ONCE, Cluster, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
@@ -318,7 +320,7 @@ def report(client: Cluster, request: Request) -> dict[str, t.Any]:
     read = [_histories(client, vmids) for vmids in chosen(known, request.vmid).values()]
     histories = sorted((history for found, _errors in read for history in found), key=lambda history: history.key)
     with ThreadPoolExecutor(READS_AT_ONCE) as workers:
-        backups = list(workers.map(lambda history: client.last_backup(history.guest, backup_storages(known, history.guest.node.name)), histories))
+        backups = list(workers.map(lambda history: client.last_backup(history.guest, known), histories))
         found = list(workers.map(lambda history: addresses(client.interfaces(history.guest)), histories))
     keys = [history.key for history in histories]
     return examine(
@@ -326,13 +328,13 @@ def report(client: Cluster, request: Request) -> dict[str, t.Any]:
             version=client.get("version", "cannot read the cluster's version"),
             speaker=Speaker(client.user, client.token, client.separated()),
             known=known,
-            rules=client.get("access/permissions", "cannot read the token's permissions"),
+            rules=client.rules(),
             roles={role["roleid"]: set(str(role.get("privs") or "").split(",")) for role in client.get("access/roles", "cannot list the roles")},
             asked=request.vmid,
             histories=histories,
             unread=[error for _found, errors in read for error in errors],
-            backups={key: taken for key, (taken, _error) in zip(keys, backups)},
-            backups_unread={key: error for key, (_taken, error) in zip(keys, backups) if error},
+            backups={key: taken for key, (taken, _unseen) in zip(keys, backups)},
+            backups_unseen={key: "; ".join(unseen) for key, (_taken, unseen) in zip(keys, backups)},
             addresses=dict(zip(keys, found)),
             libraries=_libraries(),
         )
