@@ -470,7 +470,7 @@ def _chat(chat: int) -> dict[str, t.Any]:
 def bot(token: str = TOKEN, chats: t.Collection[int] = (CHAT,), tls: Path | None = None) -> t.Iterator[Bot]:
     """A bot in these chats. ``tls`` is a folder for its authority's certificate; without one it speaks plain HTTP."""
     authority = trustme.CA() if tls else None
-    opened = Bot(token, chats, authority.issue_cert("127.0.0.1", "localhost") if authority else None)
+    opened = Bot(token, chats, authority.issue_cert("127.0.0.1") if authority else None)
     if authority and tls:
         opened.ca = str(tls / "telegram-ca.pem")
         authority.cert_pem.write_to_path(opened.ca)

@@ -29,6 +29,15 @@ from ansible.module_utils.urls import open_url
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, TaskFailed, Unreachable
 
 API_URL = "https://api.telegram.org"
+OPTIONS: dict[str, t.Any] = dict(
+    token=dict(type="str", required=True, no_log=True),
+    chats=dict(type="list", elements="raw", default=[]),
+    users=dict(type="list", elements="raw", default=[]),
+    api_url=dict(type="str", default=API_URL),
+    ca_path=dict(type="path"),
+    timeout=dict(type="float", default=10.0),
+)
+"""What ``Telegram`` takes, as options. The numbers are raw, since Ansible would take ``true`` for 1."""
 TOKEN = re.compile(r"(?P<bot>[0-9]{1,20}):(?P<secret>[A-Za-z0-9_-]{16,})")
 IDENTITY = re.compile(r"-?[1-9][0-9]{0,18}")
 DATA = re.compile(r"(?P<word>ok|no):(?P<nonce>[0-9a-f]{32})")

@@ -10,12 +10,24 @@ import re
 import typing as t
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.homelab.healer.plugins.module_utils import _telegram
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Invalid
-from ansible_collections.homelab.healer.plugins.module_utils._telegram import Answer, Command, Ignored, Telegram, answered, identities, question, read, units
+from ansible_collections.homelab.healer.plugins.module_utils._telegram import (
+    OPTIONS,
+    Answer,
+    Command,
+    Ignored,
+    Telegram,
+    answered,
+    identities,
+    question,
+    read,
+    units,
+)
 
 TOKEN = "7000000001:AAE-unit_unit_unit_unit_unit_unit_un"
 USER, CHAT = 4200000001, -1001234567890
@@ -185,14 +197,14 @@ def test_why_it_is_ignored_names_numbers_and_no_text() -> None:
 
 
 @given(JSON | st.dictionaries(st.sampled_from(["update_id", "message", "callback_query"]), JSON))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_no_junk_raises_or_is_an_answer(update: t.Any) -> None:
     assert not isinstance(read(update, [CHAT], [USER]), Answer)
     assert isinstance(_telegram.next_offset([update], 3), int)
 
 
 @given(st.sampled_from(PATHS), JSON)
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_one_thing_that_is_another_is_no_answer(path: tuple[str, ...], value: t.Any) -> None:
     reading = read(altered(PRESS, path, value), [CHAT], [USER])
     right = {
@@ -302,6 +314,24 @@ def test_without_tls_only_this_machine_is_asked() -> None:
         assert Telegram(TOKEN, [CHAT], [USER], api_url).host in api_url
 
 
+def test_the_options_are_what_a_bot_takes() -> None:
+    def given(**options: t.Any) -> t.Any:
+        return ArgumentSpecValidator(OPTIONS).validate({"token": TOKEN, **options})
+
+    read_as = given(chats=[str(CHAT), CHAT], users=[USER])
+    assert not read_as.error_messages
+    bot = Telegram(**read_as.validated_parameters)
+    assert (set(bot.chats), set(bot.users), bot.host) == ({CHAT}, {USER}, "api.telegram.org")
+    assert read_as._no_log_values == {TOKEN}
+    bot = Telegram(**given().validated_parameters)
+    assert not bot.chats | bot.users
+    for listed in (["12 34"], "12 34", "@name", [True], True, [123.0], 123.0, [""], {"a": 1}):
+        read_as = given(chats=[CHAT], users=listed)
+        if not read_as.error_messages:
+            with pytest.raises(Invalid):
+                Telegram(**read_as.validated_parameters)
+
+
 def test_nothing_of_a_bot_shows_its_token() -> None:
     assert TOKEN not in repr(Telegram(TOKEN, [CHAT], [USER]))
     assert _telegram.API_URL == "https://api.telegram.org"
@@ -376,9 +406,9 @@ def test_what_is_cut_is_told() -> None:
     assert shown == [f"+{line}" for line in lines[: len(shown)]]
     assert len(shown) > 100
     told = question({**ASKED, "problem": "&" * 1000, "diff": "x" * 1000})
-    for letter in ("&amp;", "x"):
-        (missing,) = re.findall(rf"{letter}\.\.\. \((\d+) more characters\)", told)
-        assert told.count(letter) - (letter == "x") * told.replace("x" * 10, "").count("x") + int(missing) >= 1000 - 10
+    for sign, pattern in (("&amp;", r"((?:&amp;)+)"), ("x", "(x+)")):
+        ((shown_of_it, missing),) = re.findall(rf"{pattern}\.\.\. \((\d+) more characters\)", told)
+        assert shown_of_it.count(sign) + int(missing) == 1000
 
 
 @given(
