@@ -22,7 +22,7 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import Inva
 from ansible_collections.homelab.healer.plugins.module_utils._policy import BUILT_IN_RULES, DECISIONS, SECTIONS, Plan, Policy, Target, Verdict, read
 
 COLLECTION = Path(__file__).parents[4]
-EXAMPLE = COLLECTION.parents[2] / "inventories/example/policy.yml"
+EXAMPLE = COLLECTION / "docs/policy.example.yml"
 Document = t.Dict[str, t.Any]
 
 
@@ -330,7 +330,7 @@ def rank(verdict: Verdict) -> int:
     return DECISIONS.index(verdict.decision)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(any_rules(), any_match(), TARGETS, PLANS, st.sets(st.sampled_from(OF_A_TARGET)))
 def test_to_know_less_never_makes_it_looser(rules: list[Document], protected: Document, target: Target, plan: Plan, forgotten: set[str]) -> None:
     guarded = {key: value for key, value in protected.items() if key not in ("remedy", "options", "reversibility")}
@@ -344,7 +344,7 @@ def test_to_know_less_never_makes_it_looser(rules: list[Document], protected: Do
         assert rank(less) <= rank(known)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(any_rules(), TARGETS, PLANS)
 def test_what_the_first_gate_stops_no_plan_would_have_allowed(rules: list[Document], target: Target, plan: Plan) -> None:
     found = policy(["own"], "ledger", rules=rules)
@@ -355,7 +355,7 @@ def test_what_the_first_gate_stops_no_plan_would_have_allowed(rules: list[Docume
         assert second.max_in_flight is not None or first.max_in_flight is None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(any_rules(), any_rules(), TARGETS, PLANS)
 def test_what_comes_after_a_match_changes_nothing(rules: list[Document], more: list[Document], target: Target, plan: Plan) -> None:
     found = policy(rules=[*rules, rule("everything", "dry_run")])
@@ -364,7 +364,7 @@ def test_what_comes_after_a_match_changes_nothing(rules: list[Document], more: l
     assert found.judge("a", target, None) == after.judge("a", target, None)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(any_rules(), TARGETS, PLANS)
 def test_every_decision_names_a_rule_that_there_is(rules: list[Document], target: Target, plan: Plan) -> None:
     found = policy(["own"], "ledger", rules=rules)
@@ -431,9 +431,9 @@ def test_freezes(now: str, windows: list[Document], expected: str | None) -> Non
     ],
 )
 def test_half_past_two_when_clocks_change(zone: str, day: str, begins: str, hours: int) -> None:
-    window = {"timezone": zone, "from": "02:30", "to": "03:30"}
+    found = policy(freeze=[{"name": "f", "timezone": zone, "from": "02:30", "to": "03:30"}])
     start = at(f"{day} {begins}")
-    on = [minute for minute in range(-300, 600) if frozen(start + 60 * minute, window)]
+    on = [minute for minute in range(-300, 600) if found.freeze("r", lxc(), start + 60 * minute)]
     assert on == list(range(60 * hours))
 
 
@@ -450,7 +450,7 @@ TIMES = st.builds("{:02}:{:02}".format, st.integers(0, 23), st.sampled_from([0, 
 CHANGES = [("Europe/Berlin", "2026-03-29"), ("Europe/Berlin", "2026-10-25"), ("America/New_York", "2026-03-08"), ("America/New_York", "2026-11-01")]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.sampled_from(CHANGES), TIMES, TIMES, st.sets(st.sampled_from(_policy.DAYS), min_size=1), st.integers(-7, 7))
 def test_a_freeze_is_on_when_a_clock_says_so(change: tuple[str, str], start: str, stop: str, days: set[str], away: int) -> None:
     if start == stop:
@@ -466,8 +466,9 @@ def test_a_freeze_is_on_when_a_clock_says_so(change: tuple[str, str], start: str
     assert len(extra) <= 60 * 2
     change_at = next(now for now in range(int(at(day, zone)), int(at(day, zone)) + 86400, 60) if offset(zone, now) != offset(zone, now - 60))
     assert all(abs(minute - change_at) <= 7200 for minute in extra)
-    for minute, freeze in freezes.items():
-        assert freeze is None or (freeze.until > minute and found.freeze("r", lxc(), freeze.until) is None)
+    ends = {minute: freeze.until for minute, freeze in freezes.items() if freeze}
+    assert all(end > minute for minute, end in ends.items())
+    assert [end for end in set(ends.values()) if found.freeze("r", lxc(), end)] == []
 
 
 def offset(zone: str, now: float) -> dt.timedelta | None:
@@ -624,7 +625,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert [problem.split(":")[0] for problem in caught.value.why.split("; ")] == ["limits.window", "limits.cooldown", "rules[0].match", "rules[0].decision"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
