@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import time
 import typing as t
 from dataclasses import asdict, dataclass, fields, replace
@@ -45,6 +46,8 @@ SCHEMA = "healer"
 """Where a database of PostgreSQL has its tables."""
 GENESIS = "0" * 64
 """What stands before the first event."""
+OURS = 0x4845414C
+"""What a file of SQLite is marked by as a ledger, so that no other application's is taken for one."""
 
 OPTIONS: dict[str, t.Any] = dict(
     ledger=dict(
@@ -173,9 +176,9 @@ def project(row: Remediation | None, event: Event) -> Remediation:
     """What a remediation is after an event. ``row`` is what it was, ``None`` before its first event, which says whose it is."""
     facts = event.facts
     if row is None:
-        whose = {name: facts[name] for name in ("remedy", "host", "target", "name", "node")}
+        whose = {name: _column(facts[name]) for name in ("remedy", "host", "target", "name", "node")}
         row = Remediation(id=event.remediation, state="planned", opened=event.at, **whose)
-    told: dict[str, t.Any] = {name: facts[name] for name in TOLD if name in facts}
+    told: dict[str, t.Any] = {name: _column(facts[name]) for name in TOLD if name in facts}
     if event.kind in ("opened", "taken"):
         told["fence"] = event.seq
     if event.kind in TIMES:
@@ -186,7 +189,16 @@ def project(row: Remediation | None, event: Event) -> Remediation:
 
 def canonical(value: t.Any) -> str:
     """The one way in which a value is written down and hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _storable(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def _column(value: t.Any) -> t.Any:
+    return _storable(value) if isinstance(value, str) else value
+
+
+def _storable(text: str) -> str:
+    """The text as every database takes it: what a server printed may hold a NUL, or bytes that are no text."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
 
 
 class Ledger:
@@ -199,12 +211,13 @@ class Ledger:
         self._database = database
         self.dry = check
         self._tail: tuple[int, str, float] | None = None
+        self._sure = False
 
     @contextlib.contextmanager
-    def turn(self) -> t.Iterator[Ledger]:
-        """Read and write as one; all is written at the end, or nothing."""
-        self._tail = None
-        with self._database.turn(writing=not self.dry):
+    def turn(self, writing: bool = True) -> t.Iterator[Ledger]:
+        """Read and write as one; all is written at the end, or nothing. Who only reads keeps nobody waiting."""
+        self._tail, self._sure = None, False
+        with self._database.turn(writing=writing and not self.dry):
             yield self
 
     def now(self) -> float:
@@ -258,6 +271,8 @@ class Ledger:
 
     def append(self, kind: str, remediation: str = "", at: float | None = None, **body: t.Any) -> Event:
         """Write down what happens, before it happens."""
+        if not (self._sure or self.dry):
+            self._check_tail()
         seq, before, _at = self._head()
         event = Event(seq + 1, self.now() if at is None else at, remediation, kind, canonical(body), before)
         self._tail = (event.seq, event.hash, event.at)
@@ -271,6 +286,15 @@ class Ledger:
             self._store("remediations", "id", asdict(project(known[0] if known else None, event)))
         self._store("notes", "name", {"name": "head", "value": self.head})
         return event
+
+    def _check_tail(self) -> None:
+        """Go on only after what was written last: a new entry would hide that the last ones were cut."""
+        noted, found = self.note("head"), self.head
+        if found != (noted or f"0:{GENESIS}"):
+            why = f"it ends with {found.partition(':')[0]}, and the last that was written is {noted.partition(':')[0] or 'none'}, or another one of that number"
+            fix = "homelab.healer.ledger_verify tells what is wrong. Put a backup in its place, or keep it aside and begin with a new one."
+            raise Refused(f"will not write {self._database.name}", why=why, fix=fix)
+        self._sure = True
 
     def _switch(self, event: Event) -> None:
         facts = event.facts
@@ -293,7 +317,11 @@ class Ledger:
     def _head(self) -> tuple[int, str, float]:
         if self._tail is None:
             found = self.rows("SELECT seq, hash, at FROM journal ORDER BY seq DESC LIMIT 1")
-            self._tail = (int(found[0][0]), str(found[0][1]), float(found[0][2])) if found else (0, GENESIS, 0.0)
+            seq, last, at = found[0] if found else (0, GENESIS, 0.0)
+            if not (isinstance(seq, int) and isinstance(at, float)):  # a file of SQLite holds whatever is put there
+                fix = "homelab.healer.ledger_verify tells what is wrong. Put a backup in its place."
+                raise Refused(f"will not use {self._database.name}", why="its last entry has no number, or no time", fix=fix)
+            self._tail = (seq, str(last), at)
         return self._tail
 
     def switch(self, name: str) -> dict[str, t.Any] | None:
@@ -323,29 +351,41 @@ def _entry(event: Event) -> tuple[t.Any, ...]:
 
 
 @contextlib.contextmanager
-def connect(params: t.Mapping[str, t.Any], check: bool) -> t.Iterator[Ledger]:
+def connect(params: t.Mapping[str, t.Any], check: bool, make: bool = True) -> t.Iterator[Ledger]:
     """Open the ledger that the options name, and make or migrate it where that is needed. In check mode nothing is made: a missing one is empty."""
-    options = params["ledger"]
-    database: _Sqlite | _Postgres = _Postgres(options) if options.get("login_db") else _Sqlite(options.get("path") or DEFAULT_PATH, check)
-    with contextlib.closing(database):
-        migrate(database, check)
-        yield Ledger(database, check)
-
-
-def migrate(database: _Sqlite | _Postgres, check: bool) -> None:
-    """Bring the schema to the version that this release knows. In check mode only an empty one in memory may be made."""
-    known = len(MIGRATIONS)
-    if database.version() == known:
-        return
-    with database.turn(writing=not check or database.scratch):
-        if not check:
-            database.prepare()
-        version = database.version()  # somebody else may have been faster
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(contextlib.closing(_database(params["ledger"], check, make)))
+        version, known = database.version(), len(MIGRATIONS)
         if version > known:
             why = f"its schema has version {version}, and this release knows {known}"
             raise Refused(f"cannot use {database.name}", why=why, fix="Update homelab.healer wherever this ledger is used.")
-        if check and not database.scratch:
+        if version == 0 and (check or not make):
+            database = stack.enter_context(contextlib.closing(_Sqlite(None, check=False)))
+            check = True
+            migrate(database)
+        elif version < known and check:
             raise Refused(f"cannot read {database.name}", why="it is of an older release", fix="Run it once without --check, which brings it up to date.")
+        elif version < known:
+            migrate(database)
+        yield Ledger(database, check)
+
+
+@contextlib.contextmanager
+def look(params: t.Mapping[str, t.Any], check: bool) -> t.Iterator[Ledger]:
+    """Open the ledger only to read it: where there is none it is empty, and stays so."""
+    with connect(params, check, make=False) as ledger:
+        yield ledger
+
+
+def _database(options: t.Mapping[str, t.Any], check: bool, make: bool) -> _Sqlite | _Postgres:
+    return _Postgres(options) if options.get("login_db") else _Sqlite(options.get("path") or DEFAULT_PATH, check, make)
+
+
+def migrate(database: _Sqlite | _Postgres) -> None:
+    """Bring the schema to the version that this release knows."""
+    with database.turn(writing=True):
+        database.prepare()
+        version = database.version()  # somebody else may have been faster
         for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
             for statement in statements:
                 database.run(statement, ())
@@ -355,22 +395,46 @@ def migrate(database: _Sqlite | _Postgres, check: bool) -> None:
 class _Sqlite:
     """A ledger in one file, mode 0600, in a folder of its own. Survives ``kill -9`` and a full disk: SQLite takes back what was not finished."""
 
-    def __init__(self, path: str, check: bool) -> None:
-        self.path = os.path.realpath(os.path.expanduser(path))
+    def __init__(self, path: str | None, check: bool, make: bool = True) -> None:
+        """``path`` is ``None`` for an empty one in memory. With ``check`` it is only read; without ``make`` none is made."""
+        self.path = os.path.realpath(os.path.expanduser(path or ""))
         self.name = f"the ledger {self.path}"
-        self.scratch = check and not os.path.exists(self.path)
         with self._translated("cannot open"):
-            if self.scratch:
+            if path is None or not self._is_there(check or not make):
                 self._connection = sqlite3.connect(":memory:", isolation_level=None)
                 return
-            if not check:
-                os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-                os.chmod(self.path, 0o600)
             uri = f"file:{self.path.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode={'ro' if check else 'rw'}"
             self._connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA synchronous = EXTRA")
-            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            try:
+                self._connection.text_factory = _text
+                self._connection.execute("PRAGMA synchronous = EXTRA")
+                self._check_ours()
+                if not check:
+                    os.chmod(self.path, 0o600)
+            except (sqlite3.Error, OSError, HealerError):
+                self._connection.close()
+                raise
+
+    def _is_there(self, reading: bool) -> bool:
+        """Whether there is a file, which is made where it may be."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            if reading:
+                return False
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            return True
+        if not stat.S_ISREG(found.st_mode):
+            raise Invalid(f"cannot open {self.name}", why="it is not a file", fix="Give the path of a ledger, or of a file that does not exist yet.")
+        return True
+
+    def _check_ours(self) -> None:
+        """Leave alone what is another application's."""
+        (mark,), (tables,) = self.rows("PRAGMA application_id", ())[0], self.rows("SELECT count(*) FROM sqlite_master", ())[0]
+        if tables and mark != OURS:
+            fix = "Give the path of a ledger, or of a file that does not exist yet."
+            raise Invalid(f"cannot open {self.name}", why="it is another application's database", fix=fix)
 
     def now(self) -> float:
         return time.time()
@@ -379,7 +443,8 @@ class _Sqlite:
         return int(self.rows("PRAGMA user_version", ())[0][0])
 
     def prepare(self) -> None:
-        """The file has a place for its version already."""
+        """Mark the file as a ledger; it has a place for its version already."""
+        self.run(f"PRAGMA application_id = {OURS:d}", ())
 
     def set_version(self, number: int) -> None:
         self.run(f"PRAGMA user_version = {number:d}", ())
@@ -411,6 +476,8 @@ class _Sqlite:
     def _translated(self, what: str) -> t.Iterator[None]:
         try:
             yield
+        except UnicodeError as error:
+            raise Invalid(f"{what} {self.name}", why=str(error), fix="Correct the option that is no text.") from error
         except PermissionError as error:
             why, fix = f"{error.strerror}: {error.filename}", "Run it as the ledger's owner, or give its path by healer_ledger."
             raise Denied(f"{what} {self.name}", why=why, fix=fix) from error
@@ -436,6 +503,11 @@ SQLITE: tuple[tuple[str, type[HealerError], str], ...] = (
 """What SQLite's words mean: a phrase, the failure, and what to do."""
 
 
+def _text(raw: bytes) -> str:
+    """What was put there, also where it is no text: whoever put it there is to be found out, and nothing else fails for it."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
 def _sqlite_failure(what: str, said: str) -> HealerError:
     for phrase, failure, fix in SQLITE:
         if phrase in said:
@@ -446,11 +518,15 @@ def _sqlite_failure(what: str, said: str) -> HealerError:
 class _Postgres:
     """A ledger that several controllers share, in a database of its own. The server's clock is everybody's."""
 
-    scratch = False
-
     def __init__(self, options: t.Mapping[str, t.Any]) -> None:
         self.name = f"the ledger in database {options['login_db']}"
-        self._connection = _postgresql.session(options, search_path=f"{SCHEMA}, pg_catalog", lock_timeout=f"{BUSY_SECONDS}s")
+        settings = dict(search_path=f"{SCHEMA}, pg_catalog", lock_timeout=f"{BUSY_SECONDS}s", statement_timeout=f"{2 * BUSY_SECONDS}s")
+        self._connection = _postgresql.session(options, **settings)
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._connection.close)
+            # What is told as written is on a disk, whatever the database's own setting.
+            self.rows("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'", ())
+            opened.pop_all()
 
     def now(self) -> float:
         return float(self.rows("SELECT EXTRACT(EPOCH FROM clock_timestamp())", ())[0][0])
@@ -465,14 +541,14 @@ class _Postgres:
     @contextlib.contextmanager
     def turn(self, writing: bool) -> t.Iterator[None]:
         with _postgresql.translated(f"cannot use {self.name}", writing=writing):
-            self.run("BEGIN" if writing else "BEGIN READ ONLY", ())
+            self.run(f"BEGIN ISOLATION LEVEL {'READ COMMITTED READ WRITE' if writing else 'REPEATABLE READ READ ONLY'}", ())
             try:
                 if writing:
                     self.run("SELECT pg_advisory_xact_lock(hashtext('homelab.healer.ledger'))", ())
                 yield
                 self.run("COMMIT", ())
             except BaseException:
-                if not self._connection.closed:
+                with contextlib.suppress(HealerError):  # the server takes it back by itself where the connection is lost
                     self.run("ROLLBACK", ())
                 raise
 
