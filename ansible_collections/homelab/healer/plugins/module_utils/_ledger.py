@@ -287,6 +287,12 @@ class Ledger:
         self._store("notes", "name", {"name": "head", "value": self.head})
         return event
 
+    def forget(self, through: int) -> None:
+        """Remove the entries up to this one, and the remediations that they are about. An entry of the kind ``pruned`` says that they were."""
+        if not self.dry:
+            self._database.run("DELETE FROM remediations WHERE id IN (SELECT remediation FROM journal WHERE seq <= ?)", (through,))
+            self._database.run("DELETE FROM journal WHERE seq <= ?", (through,))
+
     def _check_tail(self) -> None:
         """Go on only after what was written last: a new entry would hide that the last ones were cut."""
         noted, found = self.note("head"), self.head

@@ -807,6 +807,12 @@ class Policy:
         return t.cast(t.Dict[str, t.Any], json.loads(json.dumps({**self.document, "rules": [*self.document["rules"], *built_in]})))
 
     @property
+    def looks_back(self) -> float:
+        """How many seconds of the past a decision may depend on."""
+        cooldowns = [float(rule.own["cooldown"]) for rule in self.rules if rule.own.get("cooldown") is not None]
+        return max(self.limits.window, self.limits.cooldown, self.breaker.window, self.storm.window + self.storm.cool_down, *cooldowns)
+
+    @property
     def digest(self) -> str:
         """The sha256 of its canonical JSON: the same for two files that say the same."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()

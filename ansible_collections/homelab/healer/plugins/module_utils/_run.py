@@ -155,12 +155,18 @@ def run_ledger(request: type[t.Any], connect: Keep, act: t.Callable[[t.Any, t.An
 
 
 def keep(request: type[t.Any], connect: Keep, act: t.Callable[[t.Any, t.Any], Answer], params: Params, check: bool) -> tuple[Answer, HealerError | None]:
-    """Ask the ledger, which takes nothing in check mode. Returns the answer, with the ledger's head, and the failure where there was one."""
+    """Ask the ledger, which takes nothing in check mode. Returns the answer, with the ledger's head, and the failure where there was one.
+
+    What ``act`` answers may hold an ``error``, a ``HealerError``: then the task fails, and says the rest as well. It may have a ``head`` of its own.
+    """
     try:
         asked = ask(request, params)
         with connect(params, check) as ledger:
             answer = act(ledger, asked)
-            return {"changed": False, **answer, "head": ledger.head}, None
+            failure = answer.pop("error", None)
+            if "head" not in answer:
+                answer["head"] = ledger.head
+            return {"changed": False, **answer}, failure
     except HealerError as error:
         return dict(changed=False), error
 
