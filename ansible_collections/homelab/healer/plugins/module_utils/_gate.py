@@ -23,9 +23,11 @@ from ansible_collections.homelab.healer.plugins.module_utils._ledger import (
     ENDS,
     OPEN,
     UNTOUCHED,
+    Event,
     Ledger,
     Remediation,
     canonical,
+    project,
 )
 from ansible_collections.homelab.healer.plugins.module_utils._policy import Plan, Policy, Target, Verdict
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import moment, span
@@ -38,6 +40,7 @@ MARGIN = 5.0
 """Seconds before its lease ends from which on a run begins no write."""
 APPLIED_WITHIN = 600.0
 """Seconds after the end of a question in which what was approved may still be begun."""
+UNANSWERED = "nobody answered in time"
 UNDER_WAY = f"state IN ({', '.join(repr(state) for state in OPEN)})"
 FAILED = "state IN ('rolled_back', 'needs_human') AND applied IS NOT NULL"
 
@@ -283,6 +286,8 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
         row = ledger.held(remediation, fence, f"cannot change {target.name}")
     if target.key != row.target:
         raise Refused(f"will not change {target.name}", why=f"the gate was asked about {row.name}", fix="Run it again.")
+    if row.state not in ("planned", "approved"):
+        raise Refused(f"will not decide about {target.name}", why=f"that was decided already: {row.state}", fix="Let it come to its end, or run it again.")
     planned = [step for step in chain["plan"] if step["purpose"] == "change"]
     plan, identity = Plan(planned), plan_id(chain["plan"])
     verdict = policy.judge(row.remedy, target, plan)
@@ -293,27 +298,27 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
         why
         or (f"it was approved, but only until {moment(row.expires or 0)}" if late else "")
         or _elsewhere(target, planned)
-        or ("the plan has changed since it was approved" if approved and identity != row.plan_id else "")
+        or (_not_as_approved(ledger, row, chain, identity) if approved else "")
     )
-    reasons = policy.too_big(verdict, plan)
-    word = _word(policy, verdict, reasons, request, refused=bool(why), approved=approved)
-    if approved and not why:
+    word = _word(policy, verdict, request, refused=bool(why), approved=approved)
+    if approved and word == "allowed":
         ledger.append("applying", remediation, until=now + request["lease"])
     else:
         lines = [line for step in chain["plan"] for line in step["steps"]]
-        decision = dict(word=word, checks=checks, rule=verdict.rule, why="; ".join([verdict.why, *reasons]), policy=policy.digest)
+        decision = dict(word=word, checks=checks, rule=verdict.rule, why=verdict.why, policy=policy.digest)
+        decision["approval"] = verdict.as_dict()["approval"]
         ledger.append(
             "decided", remediation, plan_id=identity, rule=verdict.rule, decision=decision, lines=lines, until=now + request["lease"], chain=_kept(chain)
         )
         if word == "allowed":
             ledger.append("applying", remediation, until=now + request["lease"])
         elif word in ("refused", "shadow"):
-            told = why or f"in shadow mode nothing is done; it would be {'asked for' if verdict.decision == 'approve' or reasons else 'done'}: {verdict.why}"
+            told = why or f"in shadow mode nothing is done; it would be {'done' if verdict.decision == 'auto' else 'asked for'}: {verdict.why}"
             ledger.append("closed", remediation, outcome="denied" if word == "refused" else "shadow", why=told)
             why = told
     return dict(
         word=word,
-        why=why or "; ".join([verdict.why, *reasons]),
+        why=why or verdict.why,
         rule=verdict.rule,
         checks=checks,
         decision=verdict.decision,
@@ -339,18 +344,47 @@ def _look(checks: t.Sequence[tuple[str, t.Callable[[Question], str]]], asked: Qu
     return seen, ""
 
 
-def _word(policy: Policy, verdict: Verdict, reasons: t.Sequence[str], request: Facts, *, refused: bool, approved: bool) -> str:
+def _word(policy: Policy, verdict: Verdict, request: Facts, *, refused: bool, approved: bool) -> str:
     if refused:
         return "refused"
     if request["shadow"] or policy.mode == "shadow" or verdict.decision == "dry_run":
         return "shadow"
-    return "allowed" if approved or (verdict.decision == "auto" and not reasons) else "ask"
+    return "allowed" if approved or verdict.decision == "auto" else "ask"
 
 
 def _elsewhere(target: Target, planned: t.Sequence[Facts]) -> str:
     """Why a plan is not about the target that the first question was about."""
     strangers = {str(key) for step in planned for key in step["after"]} - {target.id}
     return f"the plan would change {', '.join(sorted(strangers))} as well" if strangers and target.kind in ("lxc", "container") else ""
+
+
+def _not_as_approved(ledger: Ledger, row: Remediation, chain: Facts, identity: str) -> str:
+    """Why this is not what was approved. The options must be the same too, since not all of them show in what is there before and after."""
+    forged = strays(ledger, row)
+    if forged:
+        return f"it is not known to be approved: {forged}"
+    asked = ledger.latest(row.id, "decided")["chain"]["plan"]
+    return "the plan has changed since it was approved" if identity != row.plan_id or _written(chain["plan"]) != _written(asked) else ""
+
+
+def _written(plan: t.Sequence[Facts]) -> str:
+    return canonical([[step["module"], step["args"]] for step in plan if step["purpose"] == "change"])
+
+
+def strays(ledger: Ledger, row: Remediation) -> str:
+    """How a remediation's row or its entries in the journal were edited; empty where the one follows from the others, and these stand in the chain."""
+    told = None
+    for seq, at, whose, kind, body, before, kept in ledger.rows(
+        "SELECT seq, at, remediation, kind, body, prev, hash FROM journal WHERE remediation = ? ORDER BY seq", row.id
+    ):
+        event = Event(seq, at, whose, kind, body, before)
+        beside: dict[int, str] = dict(
+            ledger.rows("SELECT seq, CASE WHEN seq < ? THEN hash ELSE prev END FROM journal WHERE seq IN (?, ?)", seq, seq - 1, seq + 1)
+        )
+        if event.hash != kept or beside.get(seq - 1, before) != before or beside.get(seq + 1, kept) != kept:
+            return f"entry {seq} of the ledger's journal was edited: homelab.healer.ledger_verify tells more"
+        told = project(told, event)
+    return "" if told == row else "its row in the ledger was edited: homelab.healer.ledger_verify tells more"
 
 
 def plan_id(plan: t.Sequence[Facts]) -> str:
@@ -413,10 +447,15 @@ def sweep(ledger: Ledger, now: float) -> list[Remediation]:
     stale = ledger.find(f"state IN ({', '.join(repr(state) for state in UNTOUCHED)}) AND until < ? AND (expires IS NULL OR expires < ?)", now, now)
     for row in stale:
         if row.state == "asked":
-            ledger.append("closed", row.id, outcome="denied", why="nobody answered in time")
+            close(ledger, row, lapsed(ledger, row), UNANSWERED, {})
         else:
             ledger.append("closed", row.id, outcome="rolled_back", why="its run ended before anything was changed, so it is as before")
     return stale
+
+
+def lapsed(ledger: Ledger, row: Remediation) -> str:
+    """How a question ends that nobody answered, as the policy said when it was asked."""
+    return "needs_human" if ledger.latest(row.id, "asked").get("on_timeout") == "needs_human" else "denied"
 
 
 def close(ledger: Ledger, row: Remediation, outcome: str, why: str, facts: Facts) -> None:
@@ -455,4 +494,4 @@ def not_to_be_taken(ledger: Ledger, row: Remediation, gone: bool) -> str:
     return f"the run that has it may still be at it, until {moment(row.until)}"
 
 
-__all__ = ["admit", "canonical", "close", "decide", "plan_id", "sweep"]
+__all__ = ["admit", "canonical", "close", "decide", "lapsed", "plan_id", "strays", "sweep"]
