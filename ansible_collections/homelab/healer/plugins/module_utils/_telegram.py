@@ -257,6 +257,23 @@ def question(remediation: t.Mapping[str, t.Any]) -> str:
     return "\n".join([*head, f"<pre>{_fitting(_differences(remediation.get('diff')), room)}</pre>", *tail])
 
 
+def lines(remediation: t.Mapping[str, t.Any]) -> list[str]:
+    """The same question for a terminal, whole."""
+    expires, way_back = remediation.get("expires"), _known(remediation.get("reversibility"))
+    told = [
+        f"Target: {_target(remediation.get('target'))}",
+        f"Remedy: {_known(remediation.get('remedy'))}",
+        f"Problem: {_known(remediation.get('problem'))}",
+        *_differences(remediation.get("diff")),
+        f"Asks because: {_because(remediation)}",
+        f"Way back: {REVERSIBILITY.get(way_back, way_back)}",
+        f"Expires: {'unknown' if expires is None else _utc(expires)}",
+        f"Plan: {_known(remediation.get('plan_id'))}",
+        f"Remediation: {_known(remediation.get('id'))}",
+    ]
+    return [visible(line) for line in told]
+
+
 def answered(text: str, word: str, who: str, at: float) -> str:
     """A question's message after its answer: what was decided, by whom, and when, in seconds since 1970."""
     return f"{text}\n\n<b>{escaped(word[:1].upper() + word[1:], 100)}</b> by {escaped(who, 250)}, {_utc(at)}"

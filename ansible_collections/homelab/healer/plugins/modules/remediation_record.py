@@ -126,6 +126,11 @@ before:
   description: With V(taken), the state that it was left in, or empty.
   returned: success
   type: str
+outcome:
+  description: With V(taken), how it ends where nothing more can be done, or empty.
+  returned: success
+  type: str
+  sample: rolled_back
 chain:
   description: >-
     With V(taken), what the gate was given, V(plan), V(undo), V(point_of_return), V(probes), V(baseline) and V(settings). Empty where nothing was planned.
@@ -205,7 +210,7 @@ def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
             _held(ledger, request)
             ledger.append(request.state, request.remediation, until=ledger.now() + request.lease, reason=request.why)
         row = ledger.get(request.remediation)
-        more = {"taken": False, "why": "", "before": "", "chain": {}, "opened": {}, **more}
+        more = {"taken": False, "why": "", "before": "", "outcome": "", "chain": {}, "opened": {}, **more}
         return dict(more, remediation=row.id, state=row.state, fence=row.fence, until=row.until, deadline=row.until - _gate.MARGIN)
 
 
@@ -219,7 +224,8 @@ def _taken(ledger: Ledger, request: Request) -> dict[str, t.Any]:
     if why:
         return dict(why=why)
     ledger.append("taken", row.id, until=ledger.now() + request.lease, run=request.run)
-    return dict(taken=True, before=row.state, chain=ledger.latest(row.id, "decided").get("chain", {}), opened=ledger.latest(row.id, "opened"))
+    outcome = _gate.lapsed(ledger, row) if row.state == "asked" else "rolled_back"
+    return dict(taken=True, before=row.state, outcome=outcome, chain=ledger.latest(row.id, "decided").get("chain", {}), opened=ledger.latest(row.id, "opened"))
 
 
 ARGUMENTS = dict(
