@@ -76,9 +76,16 @@ class Controller:
 
     def policy(self, **sections: t.Any) -> None:
         """The policy from now on: what is given, and otherwise one that allows everything at once and at any time."""
-        anything = {"name": "the lab", "match": {}, "decision": "auto", "max_growth": 100000, "max_shrink": 100}
-        plenty = {name: 100000 for name in ("max_per_window", "max_per_target", "max_per_node", "max_in_flight", "max_in_flight_per_node")}
-        free = {"version": 1, "limits": {**plenty, "cooldown": "0"}, "breaker": {"failures": 100000}, "storm": {"targets": 100000}, "rules": [anything]}
+        anything = {"name": "the lab", "match": {"remedy": "*"}, "decision": "auto", "max_growth": 100000, "max_shrink": 100}
+        plenty = dict.fromkeys(("max_per_window", "max_per_target", "max_per_node", "max_in_flight", "max_in_flight_per_node"), 100000)
+        free = {
+            "version": 1,
+            "limits": {**plenty, "cooldown": "0"},
+            "breaker": {"failures": 100000},
+            "storm": {"targets": 100000},
+            "approval": {"wait": "1s"},  # nobody is there
+            "rules": [anything],
+        }
         (self.folder / "policy.yml").write_text(yaml.safe_dump({**free, **sections}))
 
     def forget(self) -> None:
@@ -106,15 +113,18 @@ class Controller:
             path = self.folder / "play.yml"
             path.write_text(yaml.safe_dump([play], sort_keys=False))
             playbook = str(path)
-        command = [*wrap, sys.executable, "-m", "ansible", "playbook", playbook, "-i", str(self.folder / "inventory.yml"), *arguments]
-        if variables:
-            command += ["-e", json.dumps(variables)]
-        for name in ("stats.json", "results.jsonl"):
-            (self.folder / name).write_text("")
+        command = [*wrap, *self.command(playbook, *arguments, **variables)]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment(collections), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
         return Run(done.returncode, done.stdout + done.stderr, self.folder)
+
+    def command(self, playbook: str, *arguments: str, **variables: t.Any) -> list[str]:
+        """How a playbook is run; what an earlier run passed on is forgotten."""
+        for name in ("stats.json", "results.jsonl"):
+            (self.folder / name).write_text("")
+        command = [sys.executable, "-m", "ansible", "playbook", playbook, "-i", str(self.folder / "inventory.yml"), *arguments]
+        return [*command, "-e", json.dumps(variables)] if variables else command
 
     def doc(self, *names: str) -> Run:
         """What ``ansible-doc`` shows of modules."""
