@@ -76,7 +76,13 @@ class Controller:
 
     def policy(self, **sections: t.Any) -> None:
         """The policy from now on: what is given, and otherwise one that allows everything at once and at any time."""
-        anything = {"name": "the lab", "match": {"remedy": "*"}, "decision": "auto", "max_growth": 100000, "max_shrink": 100}
+        anything = {
+            "name": "the lab",
+            "match": {"reversibility": ["exact", "equivalent", "restore_only", "none"]},
+            "decision": "auto",
+            "max_growth": 100000,
+            "max_shrink": 100,
+        }
         plenty = dict.fromkeys(("max_per_window", "max_per_target", "max_per_node", "max_in_flight", "max_in_flight_per_node"), 100000)
         free = {
             "version": 1,
