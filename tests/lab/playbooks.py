@@ -132,6 +132,18 @@ class Controller:
         command = [sys.executable, "-m", "ansible", "playbook", playbook, "-i", str(self.folder / "inventory.yml"), *arguments]
         return [*command, "-e", json.dumps(variables)] if variables else command
 
+    def judged(self, probes: list[dict[str, t.Any]], **variables: t.Any) -> Run:
+        """Set a container's limits through the chain, verified by these probes instead of the remedy's own."""
+        tasks: list[dict[str, t.Any]] = [
+            {"ansible.builtin.include_role": {"name": "homelab.healer.docker_limits", "tasks_from": "diagnose"}},
+            {"ansible.builtin.set_fact": {"remediate_probes": probes}},
+        ]
+        folder = self.folder / "roles/judged/tasks"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "diagnose.yml").write_text(yaml.safe_dump(tasks))
+        remedy = {"remediate_remedy": "judged", "remediate_pause": 0, **variables}
+        return self.play([{"ansible.builtin.include_role": {"name": "homelab.healer.remediate"}, "vars": remedy}])
+
     def doc(self, *names: str) -> Run:
         """What ``ansible-doc`` shows of modules."""
         command = [sys.executable, "-m", "ansible", "doc", *names]
