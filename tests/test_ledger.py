@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.homelab.healer.plugins.module_utils import _audit, _gate, _ledger
+from ansible_collections.homelab.healer.plugins.module_utils import _audit, _gate
 from ansible_collections.homelab.healer.plugins.module_utils._audit import Finding, Report, parse_head, verify
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Refused
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import GENESIS, Event, Ledger
 from ansible_collections.homelab.healer.plugins.modules import ledger_prune, ledger_verify
-from tests.lab.ledger import ANYTHING, TABLES, Database, Facts, File, Store, one_remediation
+from tests.lab.ledger import ANYTHING, TABLES, Database, Facts, File, Store, one_remediation, written_policy
 from tests.lab.postgres import Postgres, prepared
 
 HOWS = ("healed", "rolled_back", "needs_human", "denied", "shadow", "healed", "open")
@@ -72,21 +72,23 @@ def file(written: File, tmp_path: Path) -> t.Iterator[File]:
         yield store
 
 
-@pytest.fixture(params=["sqlite", "debian", "embedded"])
-def store(request: pytest.FixtureRequest) -> t.Iterator[Store]:
-    """A ledger of each kind, with a history."""
-    if request.param == "sqlite":
-        yield request.getfixturevalue("file")
-        return
-    with contextlib.closing(Database(prepared(request.getfixturevalue(f"{request.param}_postgres")))) as database:
-        write_history(database)
-        yield database
+@pytest.fixture(scope="module", params=["sqlite", "debian", "embedded"])
+def place(request: pytest.FixtureRequest) -> t.Iterator[Postgres | None]:
+    """Where the ledger is: in a file, or on a server."""
+    server = None if request.param == "sqlite" else prepared(request.getfixturevalue(f"{request.param}_postgres"))
+    yield server
+    if server:
+        server.reset()
 
 
 @pytest.fixture
-def database(debian_postgres: Postgres) -> t.Iterator[Database]:
-    """An empty ledger in a database."""
-    with contextlib.closing(Database(prepared(debian_postgres))) as database:
+def store(place: Postgres | None, request: pytest.FixtureRequest) -> t.Iterator[Store]:
+    """A ledger of each kind, with a history."""
+    if place is None:
+        yield request.getfixturevalue("file")
+        return
+    with contextlib.closing(Database(place)) as database:
+        write_history(database)
         yield database
 
 
@@ -487,12 +489,6 @@ def test_pruning_forgets_what_is_old_and_over_and_verifies_on(store: Store, cloc
     answer = store.ask(ledger_prune, **options)
     assert (answer["remediations"], findings(store, answer["head"])) == (4, [])
     assert store.ask(ledger_verify)["remediations"] == 1
-
-
-def written_policy(folder: Path, **sections: t.Any) -> Path:
-    path = folder / "policy.yml"
-    path.write_text(_ledger.canonical({**ANYTHING, **sections}))
-    return path
 
 
 def test_pruning_stops_before_what_is_open_or_goes_on(file: File, clock: Clock, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def policy(**sections: t.Any) -> Policy:
     return read(json.dumps({**ANYTHING, **sections}), "the lab's policy")
 
 
+def written_policy(folder: Path, **sections: t.Any) -> Path:
+    """The same in a file."""
+    path = folder / "policy.yml"
+    path.write_text(json.dumps({**ANYTHING, **sections}))
+    return path
+
+
 def target(vmid: int = 201, **more: t.Any) -> Facts:
     """What the chain knows of a container."""
     facts: Facts = {"kind": "lxc", "id": vmid, "name": f"{vmid} (lab)", "node": "pve1", "tags": [], "pool": "", "hostname": "lab", "backup": {"running": False}}

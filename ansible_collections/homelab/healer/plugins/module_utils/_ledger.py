@@ -457,15 +457,17 @@ class _Sqlite:
 
     @contextlib.contextmanager
     def turn(self, writing: bool) -> t.Iterator[None]:
-        with self._translated("cannot write" if writing else "cannot read"):
+        doing = "cannot write" if writing else "cannot read"
+        with self._translated(doing):
             self._connection.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
-            try:
-                yield
+        try:
+            yield
+            with self._translated(doing):
                 self._connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # it may have been taken back already, as by a full disk
-                    self._connection.execute("ROLLBACK")
-                raise
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # it may have been taken back already, as by a full disk
+                self._connection.execute("ROLLBACK")
+            raise
 
     def rows(self, question: str, values: t.Sequence[t.Any]) -> Rows:
         with self._translated("cannot read"):
@@ -546,17 +548,16 @@ class _Postgres:
 
     @contextlib.contextmanager
     def turn(self, writing: bool) -> t.Iterator[None]:
-        with _postgresql.translated(f"cannot use {self.name}", writing=writing):
-            self.run(f"BEGIN ISOLATION LEVEL {'READ COMMITTED READ WRITE' if writing else 'REPEATABLE READ READ ONLY'}", ())
-            try:
-                if writing:
-                    self.run("SELECT pg_advisory_xact_lock(hashtext('homelab.healer.ledger'))", ())
-                yield
-                self.run("COMMIT", ())
-            except BaseException:
-                with contextlib.suppress(HealerError):  # the server takes it back by itself where the connection is lost
-                    self.run("ROLLBACK", ())
-                raise
+        self.run(f"BEGIN ISOLATION LEVEL {'READ COMMITTED READ WRITE' if writing else 'REPEATABLE READ READ ONLY'}", ())
+        try:
+            if writing:
+                self.run("SELECT pg_advisory_xact_lock(hashtext('homelab.healer.ledger'))", ())
+            yield
+            self.run("COMMIT", ())
+        except BaseException:
+            with contextlib.suppress(HealerError):  # the server takes it back by itself where the connection is lost
+                self.run("ROLLBACK", ())
+            raise
 
     def prepare(self) -> None:
         """Make what the versions are noted in."""
