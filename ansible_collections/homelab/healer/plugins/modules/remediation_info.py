@@ -12,6 +12,7 @@ version_added: 0.1.0
 short_description: Tell what the ledger knows of remediations
 description:
   - Lists remediations, the newest first, and what is paused, frozen or waiting. Reads only.
+  - With O(gather) it also tells why each was decided as it was, and what all of them come to, counted and timed from what was written down.
 extends_documentation_fragment:
   - homelab.healer.attributes
   - homelab.healer.attributes.info
@@ -33,10 +34,14 @@ options:
     type: int
     default: 100
   gather:
-    description: V(events) adds what was written down of each, which is long.
+    description:
+      - V(events) adds what was written down of each, which is long.
+      - V(details) adds of each what a person wants to know, RV(remediations[].details).
+      - V(figures) adds what those of the period come to, RV(figures), and what needs a human now.
+      - V(totals) adds what metrics are made of, RV(totals).
     type: list
     elements: str
-    choices: [events]
+    choices: [events, details, figures, totals]
 seealso:
   - module: homelab.healer.ledger_verify
 author:
@@ -47,6 +52,12 @@ EXAMPLES = r"""
 - name: See what is under way
   homelab.healer.remediation_info:
     state: open
+
+- name: See what share of the last week was healed without a human, and what waits for one
+  homelab.healer.remediation_info:
+    since: 7d
+    limit: 0
+    gather: [figures]
 """
 
 RETURN = r"""
@@ -134,6 +145,121 @@ remediations:
       description: What was written down, with O(gather=events), each with V(seq), V(at), V(kind) and V(facts).
       type: list
       elements: dict
+    details:
+      description: What a person wants to know, with O(gather=details); otherwise empty.
+      type: dict
+      contains:
+        problem:
+          description: What was wrong.
+          type: str
+        run:
+          description: Who ran it, V(user), V(machine) and V(job).
+          type: dict
+        decisions:
+          description: >-
+            What the gate said, in order, V(at), V(planned) (whether it had the plan), V(word), V(rule), V(why), V(policy) (the hash of the policy) and
+            V(checks), each of which has V(check), V(good) and V(why).
+          type: list
+          elements: dict
+        lines:
+          description: What was planned, in words.
+          type: list
+          elements: str
+        diff:
+          description: What was planned, V(before_header), V(before) and V(after).
+          type: list
+          elements: dict
+        reversibility:
+          description: How well each step can be put back.
+          type: list
+          elements: str
+        undo:
+          description: The way back, V(module) and V(args), as JSON.
+          type: list
+          elements: dict
+        approval:
+          description: V(approver), V(channel) and V(why), where a human approved.
+          type: dict
+        looks:
+          description: What was seen at each look after the change, a list of V(kind), V(good) and V(told), which says also how it was before.
+          type: list
+          elements: list
+        results:
+          description: What was done, V(module) and V(steps).
+          type: list
+          elements: dict
+        error:
+          description: What went wrong, V(code), V(what), V(why) and V(fix), or empty.
+          type: dict
+        entries:
+          description: The ledger's entries, V(seq), V(at), V(kind) and V(hash).
+          type: list
+          elements: dict
+found:
+  description: How many remediations there are, of which O(limit) says how many are told.
+  returned: success
+  type: int
+figures:
+  description: What the remediations come to that began within O(since), with O(gather=figures); otherwise empty. Every one is counted, whatever O(limit) is.
+  returned: success
+  type: dict
+  contains:
+    since:
+      description: The beginning of the period.
+      type: float
+    until:
+      description: Its end, which is now.
+      type: float
+    outcomes:
+      description: >-
+        How many ended as V(healed), V(recurred) (healed, and the same remedy was called to the same target within a day), V(rolled_back),
+        V(needs_human), V(denied), V(shadow) or V(healthy), or are V(open). Each is in one of them.
+      type: dict
+    share:
+      description: >-
+        V(numerator) of V(denominator) were healed without a human. The denominator are all on which something was wrong and that ended, by V(ended);
+        V(healed_alone) of these is the numerator. V(left_out) are those in neither, with V(joined), which were refused as another one of the target was
+        under way. Who began a run makes no difference.
+      type: dict
+    recurred:
+      description: V(count) of V(of) successes did not last a day; V(pending) are younger than that, and may still come back.
+      type: dict
+    refused:
+      description: How many were refused before there was a plan, by the check that refused them.
+      type: dict
+    seconds:
+      description: >-
+        How long each V(part) took, V(count) of them; half took at most V(median) seconds, and nine of ten at most V(p90). V(repair) is a success from the
+        first question to its end, V(diagnosing) what was before that (of the newest 1000, by the controller's clock), V(planning) up to the change without
+        the V(waiting) for a human, then V(changing), V(verifying) and V(putting_back). What a run that died left undone counts until it was taken over.
+      type: list
+      elements: dict
+    days:
+      description: The outcomes by day, UTC, V(start), V(end) and V(outcomes); in long periods several days together.
+      type: list
+      elements: dict
+    remedies:
+      description: The outcomes by remedy, V(key), V(name), V(last) (when one began), V(count) and V(outcomes).
+      type: list
+      elements: dict
+    targets:
+      description: The same by target, of the hundred with the most. Without a target, as after a failed diagnosis, the key is the host.
+      type: list
+      elements: dict
+    targets_found:
+      description: How many targets there are.
+      type: int
+    waiting:
+      description: >-
+        What needs a human now, each with V(kind) (V(clock), V(pause), V(storm), V(frozen), V(question), V(interrupted), V(failed) or V(stopped)), V(what),
+        V(why), V(since), V(fix), V(remediation) and V(target). V(failed) and V(stopped) are for the last word of a remedy on a target.
+      type: list
+      elements: dict
+totals:
+  description: >-
+    Counts of all time and what is so now, with O(gather=totals); otherwise empty. The role P(homelab.healer.report#role) makes metrics of them.
+  returned: success
+  type: dict
 switches:
   description: What is set, by name, such as V(pause), V(storm) and V(freeze pve/lxc/200), each with V(since) and what is known of it.
   returned: success
@@ -148,11 +274,14 @@ error:
   type: dict
 """
 
+import os
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from ansible_collections.homelab.healer.plugins.module_utils import _gate
-from ansible_collections.homelab.healer.plugins.module_utils._ledger import OPTIONS, Ledger, Remediation, connect
+from ansible_collections.homelab.healer.plugins.module_utils import _figures, _gate
+from ansible_collections.homelab.healer.plugins.module_utils._ledger import OPTIONS, Ledger, Remediation
+from ansible_collections.homelab.healer.plugins.module_utils._ledger import look as connect
+from ansible_collections.homelab.healer.plugins.module_utils._policyfile import pause_file
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_ledger
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import parse_span
 
@@ -171,20 +300,32 @@ class Request:
 
 def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
     """Read, all of one moment."""
-    with ledger.turn():
+    gather, paused_by = request.gather or (), pause_file(request.ledger)
+    paused_by = paused_by if os.path.lexists(paused_by) else ""
+    with ledger.turn(writing=False):
         if request.remediation is not None:
-            rows = [ledger.get(request.remediation)]
+            rows, found = [ledger.get(request.remediation)], 1
         else:
             begun = 0.0 if request.since is None else ledger.now() - request.since
-            which = f" AND {_gate.UNDER_WAY}" if request.state == "open" else ""
-            rows = ledger.find(f"opened >= ?{which} ORDER BY opened DESC, id LIMIT ?", begun, request.limit)
-        return dict(remediations=[_told(ledger, row, "events" in (request.gather or ())) for row in rows], switches=ledger.switches())
+            which = "opened >= ?" + (f" AND {_gate.UNDER_WAY}" if request.state == "open" else "")
+            rows = ledger.find(f"{which} ORDER BY opened DESC, id LIMIT ?", begun, request.limit)
+            found = ledger.rows(f"SELECT count(*) FROM remediations WHERE {which}", begun)[0][0]
+        return dict(
+            remediations=[_told(ledger, row, gather) for row in rows],
+            found=found,
+            figures=_figures.figures(ledger, request.since, paused_by) if "figures" in gather else {},
+            totals=_figures.totals(ledger, paused_by) if "totals" in gather else {},
+            switches=ledger.switches(),
+            head=ledger.head,
+        )
 
 
-def _told(ledger: Ledger, row: Remediation, whole: bool) -> dict[str, t.Any]:
+def _told(ledger: Ledger, row: Remediation, gather: t.Sequence[str]) -> dict[str, t.Any]:
     told = {name: value for name, value in asdict(row).items() if name != "nonce"}
-    events = [dict(seq=event.seq, at=event.at, kind=event.kind, facts=event.facts) for event in ledger.events(row.id)] if whole else []
-    return {**told, "holder": _gate.holder_of(ledger, row), "events": events}
+    known = ledger.events(row.id) if gather else []
+    events = [dict(seq=event.seq, at=event.at, kind=event.kind, facts=event.facts) for event in known] if "events" in gather else []
+    details = _figures.details(known) if "details" in gather else {}
+    return {**told, "holder": _gate.holder_of(ledger, row), "events": events, "details": details}
 
 
 ARGUMENTS = dict(
@@ -194,7 +335,7 @@ ARGUMENTS = dict(
         state=dict(type="str", choices=["all", "open"], default="all"),
         since=dict(type="str"),
         limit=dict(type="int", default=100),
-        gather=dict(type="list", elements="str", choices=["events"]),
+        gather=dict(type="list", elements="str", choices=["events", "details", "figures", "totals"]),
     ),
 )
 
