@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.engine import BURN, Engine, OwnEngine
+from tests.lab.engine import BURN, LABEL, Engine, OwnEngine
 from tests.lab.playbooks import COLLECTION, Controller
 from tests.lab.wire import said, wire
 
@@ -17,13 +17,14 @@ TWO_CPUS = f"({BURN}) & {BURN}"
 
 def test_the_container_that_runs_away_is_limited_and_verified(own_docker: OwnEngine, controller: Controller) -> None:
     own_docker.run("quiet")
-    burner = own_docker.run("burner", TWO_CPUS)
+    burner = own_docker.run("burner", TWO_CPUS, labels={"com.docker.compose.project": "media"})
     began = time.time()
     run = controller.heal(cpus="0.5")
     assert run.returncode == 0, run.output
     assert "WARNING" not in run.output
     assert run.record["outcome"] == "healed"
-    assert run.record["target"] == {"kind": "container", "id": burner, "name": "burner"}
+    known = {"labels": {LABEL: "1", "com.docker.compose.project": "media"}, "hostname": burner[:12]}
+    assert run.record["target"] == {"kind": "container", "id": burner, "name": "burner", **known}
     assert run.record["undo"] == [{"module": "homelab.healer.docker_limits", "args": {"containers": [burner], "cpus": "default"}}]
     assert own_docker.events(began) == ["update"]
     assert own_docker.host_config("burner")["CpuQuota"] == 50000

@@ -9,6 +9,7 @@ import yaml
 
 from tests.lab.playbooks import COLLECTION, Controller, Run
 from tests.lab.proxmox.client import Proxmox
+from tests.lab.proxmox.fixtures import homelab
 
 QUICK: dict[str, t.Any] = {"lxc_memory_sample": 0.2, "lxc_memory_pause": 0, "lxc_memory_looks": 3, "lxc_memory_needed": 2, "lxc_memory_level": 60}
 """Short looks: in the lab a hundred seconds pass in one, so what levels off is told soon."""
@@ -38,7 +39,9 @@ def test_a_database_that_runs_out_of_memory_gets_more_and_is_verified(pve: Proxm
     assert run.returncode == 0, run.output
     assert "WARNING" not in run.output
     assert (run.record["outcome"], run.record["plan_id"]) == ("healed", foretold)
-    assert run.record["target"] == {"kind": "lxc", "id": 200, "name": "200 (postgres)"}
+    known = {"node": "pve1", "tags": ["database"], "pool": "", "hostname": "postgres"}
+    target = run.record["target"]
+    assert {**target, "backup": target["backup"]["running"]} == {"kind": "lxc", "id": 200, "name": "200 (postgres)", **known, "backup": False}
     assert run.record["undo"] == [{"module": "homelab.healer.lxc_resources", "args": {"vmid": [200], "memory": 2048, "allow_below_usage": True}}]
     snapshot = writes(pve)[2].split("/")[-1]
     assert writes(pve) == ["POST snapshot", "PUT config", f"DELETE snapshot/{snapshot}"]
@@ -183,3 +186,27 @@ def test_a_number_on_several_clusters_is_refused_and_zeros_count(pve: Proxmox, p
     assert pve.writes() == []
     run = pve_controller.play("homelab.healer.lxc_resources", "--limit", "other", vmid=201, swap=0, remediate_pause=0)
     assert (run.returncode, pve.guest(201)["kernel"]["swap"]) == (0, 0), run.output
+
+
+REMEDIES: dict[str, dict[str, t.Any]] = {
+    "restart_lxc": {},
+    "snapshot": {},
+    "lxc_resources": {"cores": 1},
+    "heal_lxc_cpu": {"cpulimit": "0.5"},
+    "rollback": {"snapshot": "before", "lxc_rollback_allow_data_loss": True},
+}
+
+
+@pytest.mark.parametrize("playbook", REMEDIES)
+def test_each_remedy_says_what_it_knows_of_its_container(pve: Proxmox, pve_controller: Controller, playbook: str) -> None:
+    """A pool that the token may not see is left out, which is not to be in none; what it cannot know of backups is not said to be so."""
+    state = homelab()
+    state["guests"]["200"]["snapshots"] = {"before": {}}
+    pve.reset({**state, "pools": {"db": [200]}})
+    pve.backup([200], seconds=100_000)
+    run = pve_controller.play(f"homelab.healer.{playbook}", "--check", vmid=200, **REMEDIES[playbook])
+    target = run.record["target"]
+    assert (target["id"], target["node"], target["tags"], target["hostname"]) == (200, "pve1", ["database"], "postgres"), run.output
+    assert "pool" not in target
+    assert (target["backup"]["running"], target["backup"]["last"]) == (True, None)
+    assert "shown only to who has Datastore.AllocateSpace" in target["backup"]["unseen"]

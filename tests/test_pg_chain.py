@@ -81,7 +81,7 @@ def test_of_a_partitioned_table_what_needs_it_is_rewritten_and_the_rest_left_alo
     sizes: dict[str, t.Any] = {"pg_bloat_min_bloat": "100KiB"}
     run = controller.play("homelab.healer.heal_pg_bloat", full=True, **sizes)
     assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
-    assert run.record["target"]["name"] == "public.log_2 in prod"
+    assert (run.record["target"]["name"], run.record["target"]["databases"]) == ("public.log_2 in prod", ["prod"])
     run = controller.play("homelab.healer.heal_pg_bloat", database="prod", table="log", full=True, **sizes)
     assert (run.returncode, run.record["outcome"], run.record["why"]) == (0, "healthy", "log in prod is within bounds"), run.output
 
@@ -107,6 +107,8 @@ def test_a_table_that_is_named_is_vacuumed_in_any_case(pg: Postgres, controller:
 def test_sessions_that_were_listed_are_ended_and_no_others(pg: Postgres, controller: Controller) -> None:
     pg.database("other", owner="app")
     with Pool(pg, 5) as pool, Pool(pg, 2, database="other") as other, Pool(pg, 1, user="lab") as superuser:
+        run = controller.play("homelab.healer.clear_connections", "--check", user="app")
+        assert run.record["target"]["databases"] == ["other", "prod"], run.output
         run = controller.play("homelab.healer.clear_connections", database="prod")
         assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
         assert (len(pool.alive()), len(other.alive()), len(superuser.alive())) == (0, 2, 1)
@@ -151,6 +153,7 @@ def test_check_mode_of_each_playbook_foretells_and_writes_nothing(playbook: str,
         assert any(asked)
         assert not [line for line in asked if re.search(r"pg_(terminate|cancel)_backend\(|statement: (VACUUM|ANALYZE)", line)]
         assert (pool.alive(), len(blocked.waiting), dead(pg)) == (before, 5, 26667)
+        assert run.record["target"]["databases"] == ["prod"]
 
 
 def test_each_playbook_for_postgresql_is_checked() -> None:
@@ -166,6 +169,7 @@ def test_a_server_that_runs_out_of_connections_gets_rid_of_idle_ones(pg: Postgre
         idle = ["idle in transaction"]
         run = controller.play("homelab.healer.heal_pg_connections", pg_connections_min_idle="1s", pg_connections_states=idle, pg_connections_pause=0)
         assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+        assert run.record["target"] == {"kind": "postgresql", "id": "db", "name": "db", "databases": ["prod"]}
         assert (len(stuck.alive()), len(active.alive())) == (0, 2)
         assert run.record["plan"][0]["reversibility"] == "none"
     run = controller.play("homelab.healer.heal_pg_connections")

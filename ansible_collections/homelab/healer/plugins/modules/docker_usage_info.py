@@ -68,6 +68,12 @@ containers:
     name:
       description: The name, without the slash that the engine puts before it.
       type: str
+    hostname:
+      description: What it calls itself, which is the host's name where it shares the host's network. V(null) where the engine does not tell.
+      type: str
+    labels:
+      description: Its labels, those included that Compose and the image put on it.
+      type: dict
     image:
       description: The image's name as it was given when the container was made.
       type: str
@@ -178,6 +184,8 @@ def _told(before: Container, now: Container) -> dict[str, t.Any]:
     return dict(
         id=now.key,
         name=now.name,
+        hostname=now.details["Config"].get("Hostname") or None,
+        labels=dict(now.labels),
         image=now.details["Config"]["Image"],
         **{name: now.labels.get(f"com.docker.compose.{name}") for name in ("project", "service")},
         status=now.status,
