@@ -94,6 +94,13 @@ class Controller:
         }
         (self.folder / "policy.yml").write_text(yaml.safe_dump({**free, **sections}))
 
+    def inventory(self, **variables: t.Any) -> None:
+        """Give all hosts of the inventory these variables as well."""
+        path = self.folder / "inventory.yml"
+        inventory = yaml.safe_load(path.read_text())
+        inventory["all"]["vars"].update(variables)
+        path.write_text(yaml.safe_dump(inventory))
+
     def forget(self) -> None:
         """Begin with an empty ledger."""
         self.ledger.unlink(missing_ok=True)
