@@ -76,27 +76,26 @@ def gate(store: Store, rules: str, name: str = "r1", vmid: int = 201, check: boo
     return store.ask(remediation_gate, check, policy=rules, remediation=name, remedy="lxc_memory", host="pve", target=target(vmid), **more)
 
 
-def forked(work: t.Callable[[], t.Any]) -> t.Callable[[], t.Any]:
-    """Do something in a process of its own; returns what waits for its answer."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.close(read)
-            os.write(write, json.dumps(work()).encode())
-            os._exit(0)
-        except BaseException:
-            os.write(2, traceback.format_exc().encode())
-            os._exit(1)
-    os.close(write)
+class Forked:
+    """Something that is done in a process of its own. Called, it waits for the answer."""
 
-    def answer() -> t.Any:
-        with os.fdopen(read, "rb") as pipe:
+    def __init__(self, work: t.Callable[[], t.Any]) -> None:
+        self._answer, write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.write(write, json.dumps(work()).encode())
+                os._exit(0)
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+                os._exit(1)
+        os.close(write)
+
+    def __call__(self) -> t.Any:
+        with os.fdopen(self._answer, "rb") as pipe:
             told = pipe.read()
-        assert os.waitpid(pid, 0)[1] == 0
+        assert os.waitpid(self.pid, 0)[1] == 0
         return json.loads(told)
-
-    return answer
 
 
 # Crashes
@@ -153,7 +152,7 @@ def test_where_no_byte_fits_nothing_is_half_written(file: File, rules: str) -> N
         answers = [gate(file, rules, f"x{number}", problem="x" * 3000) for number in range(40)]
         return {"answers": answers, "info": file.ask(remediation_info)}
 
-    told = forked(limited)()
+    told = Forked(limited)()
     failed = [answer for answer in told["answers"] if answer.get("failed")]
     assert failed, told
     assert {(answer["error"]["code"], "word" in answer) for answer in failed} == {("task_failed", False)}
@@ -287,7 +286,7 @@ def unprivileged(work: t.Callable[[], t.Any]) -> t.Any:
             os.setuid(NOBODY)
         return work()
 
-    return forked(fallen)()
+    return Forked(fallen)()
 
 
 def test_a_folder_that_cannot_be_written_is_told(common: Path) -> None:
@@ -397,7 +396,7 @@ def test_two_may_make_it_at_the_same_moment(store: Store, rules: str) -> None:
         time.sleep(begin - time.time())
         return gate(store, rules, f"r{number}", vmid=200 + number)
 
-    answers = [answer() for answer in [forked(partial(one, number)) for number in range(8)]]
+    answers = [answer() for answer in [Forked(partial(one, number)) for number in range(8)]]
     assert [answer.get("word") for answer in answers] == ["allowed"] * 8, answers
     assert parse_head(sound(store))[0] == 8
 

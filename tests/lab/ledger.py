@@ -6,13 +6,15 @@ import contextlib
 import json
 import sqlite3
 import typing as t
+from dataclasses import astuple
 from pathlib import Path
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from psycopg2.extensions import connection as Connection
+from psycopg2.extras import execute_values
 
 from ansible_collections.homelab.healer.plugins.module_utils import _gate
-from ansible_collections.homelab.healer.plugins.module_utils._ledger import OPTIONS, Ledger, connect
+from ansible_collections.homelab.healer.plugins.module_utils._ledger import GENESIS, OPTIONS, Event, Ledger, Remediation, canonical, connect, project
 from ansible_collections.homelab.healer.plugins.module_utils._policy import Policy, read
 from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import here
 from tests.lab.postgres import Postgres
@@ -99,6 +101,10 @@ class Store:
     def rows(self, table: str) -> list[tuple[t.Any, ...]]:
         return self.sql(f"SELECT * FROM {table} ORDER BY 1")
 
+    def insert(self, table: str, rows: t.Sequence[tuple[t.Any, ...]]) -> None:
+        """Add many rows at once."""
+        raise NotImplementedError
+
     def columns(self, table: str) -> list[str]:
         raise NotImplementedError
 
@@ -119,6 +125,10 @@ class File(Store):
             self._client = sqlite3.connect(self.path, isolation_level=None, timeout=60)
             self._client.execute("PRAGMA synchronous = OFF")
         return self._client.execute(statement, values).fetchall()
+
+    def insert(self, table: str, rows: t.Sequence[tuple[t.Any, ...]]) -> None:
+        with contextlib.closing(sqlite3.connect(self.path)) as client, client:
+            client.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
     def columns(self, table: str) -> list[str]:
         return [str(row[1]) for row in self.sql(f"PRAGMA table_info({table})")]
@@ -143,6 +153,11 @@ class Database(Store):
         with self._client.cursor() as cursor:
             cursor.execute(statement.replace("?", "%s"), values or None)
             return cursor.fetchall() if cursor.description else []
+
+    def insert(self, table: str, rows: t.Sequence[tuple[t.Any, ...]]) -> None:
+        with contextlib.closing(self.server.connect(self.name, options="-c search_path=healer,pg_catalog")) as client, client.cursor() as cursor:
+            execute_values(cursor, f"INSERT INTO {table} VALUES %s", rows, page_size=1000)
+            cursor.execute(f"ANALYZE {table}")
 
     def columns(self, table: str) -> list[str]:
         question = "SELECT attname FROM pg_attribute WHERE attrelid = ?::regclass AND attnum > 0 ORDER BY attnum"
@@ -171,3 +186,36 @@ def one_remediation(ledger: Ledger, number: int, how: str = "healed", rules: Pol
             ledger.append("undoing", name, until=ledger.now() + 60, reason="it did not help")
         _gate.close(ledger, ledger.held(name, first["fence"], "test"), how, "so it ended", {"looks": [[1, 2.5, "ü"]]})
     return name
+
+
+def fill_with(store: Store, remediations: int, every: float = 300.0) -> None:
+    """Write so many remediations at once, one ``every`` seconds up to now, of two hundred targets: a chain as valid as one that took years."""
+    with store.open() as ledger:
+        began = ledger.now() - remediations * every
+    entries: list[tuple[t.Any, ...]] = []
+    rows: list[tuple[t.Any, ...]] = []
+    digest, opened = GENESIS, began
+    for number in range(remediations):
+        opened = began + number * every
+        vmid, name = 300 + number * 7919 % 200, f"{number:08}-aaaa"
+        whose: Facts = {"remedy": REMEDIES[number % len(REMEDIES)], "host": "pve", "target": f"pve/lxc/{vmid}", "name": f"{vmid} (lab)"}
+        whose.update(node=f"pve{vmid % 3}", facts=target(vmid), checks=[], problem="it is ill", run={"user": "ann"})
+        step = {"purpose": "change", "module": "homelab.healer.lxc_resources", "args": {"vmid": [vmid], "memory": 1024}, "steps": ["x" * 40]}
+        told: list[tuple[str, Facts]] = [
+            ("opened", {**whose, "until": opened + 3600}),
+            ("decided", {"plan_id": "0" * 64, "rule": "the lab", "chain": {"plan": [step], "probes": [], "undo": []}, "until": opened + 3600}),
+            ("applying", {"until": opened + 3600}),
+            ("closed", {"outcome": ("healed", "healed", "rolled_back", "healed")[number % 4], "why": "so it ended"}),
+        ]
+        row: Remediation | None = None
+        for place, (kind, body) in enumerate(told):
+            event = Event(len(entries) + 1, round(opened + place, 6), name, kind, canonical(body), digest)
+            digest, row = event.hash, project(row, event)
+            entries.append((event.seq, event.at, event.remediation, event.kind, event.body, event.prev, digest))
+        rows.append(astuple(row) if row else ())
+    store.insert("journal", entries)
+    store.insert("remediations", rows)
+    store.insert("notes", [("head", f"{len(entries)}:{digest}")])
+
+
+REMEDIES = ("lxc_memory", "lxc_cpu", "lxc_restart")

@@ -528,7 +528,7 @@ class _Postgres:
 
     def __init__(self, options: t.Mapping[str, t.Any]) -> None:
         self.name = f"the ledger in database {options['login_db']}"
-        settings = dict(search_path=f"{SCHEMA}, pg_catalog", lock_timeout=f"{BUSY_SECONDS}s", statement_timeout=f"{2 * BUSY_SECONDS}s")
+        settings = dict(search_path=SCHEMA, lock_timeout=f"{BUSY_SECONDS}s", statement_timeout=f"{2 * BUSY_SECONDS}s")
         self._connection = _postgresql.session(options, **settings)
         with contextlib.ExitStack() as opened:
             opened.callback(self._connection.close)

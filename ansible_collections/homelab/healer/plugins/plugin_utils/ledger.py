@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import time
 import typing as t
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
+from ansible_collections.homelab.healer.plugins.module_utils._gate import MARGIN
 from ansible_collections.homelab.healer.plugins.module_utils._run import keep
 
 Facts = dict[str, t.Any]
@@ -57,7 +59,8 @@ class LedgerAction(ActionBase):  # type: ignore[misc]
         name = self._task.resolved_action.rpartition(".")[2]
         module = importlib.import_module(f"ansible_collections.homelab.healer.plugins.modules.{name}")
         options = {**self.from_inventory(module, variables), **self.asked(variables), **self._task.args}
-        return {**result, **self.answer(module, options, variables)}
+        began = time.time()
+        return {**result, **by_our_clock(self.answer(module, options, variables), lease_of(module, options), began)}
 
     def asked(self, variables: Facts) -> Facts:
         """What this action adds to the module's options."""
@@ -75,6 +78,24 @@ class LedgerAction(ActionBase):  # type: ignore[misc]
             return here(module, options, check=self._task.check_mode)
         told: Facts = self._execute_module(module_name=self._task.resolved_action, module_args=options, task_vars=variables)
         return told
+
+
+def lease_of(module: t.Any, options: Facts) -> float:
+    """For how many seconds a module gives a lease, where it does."""
+    known = module.ARGUMENTS["argument_spec"].get("lease", {})
+    return float(options.get("lease", known.get("default", 0)))
+
+
+def by_our_clock(told: Facts, lease: float, began: float) -> Facts:
+    """The same answer, with its deadline by the clock of the machine whose modules are to heed it.
+
+    The ledger's may be another's, and be wrong by hours. The lease began after ``began``, when it was asked for, so it is not over before this deadline.
+    """
+    if not told.get("deadline"):
+        return told
+    deadline = began + lease - MARGIN
+    steps = [{**step, "args": {**step["args"], "deadline": deadline}} for step in told.get("steps", [])]
+    return {**told, "deadline": deadline, **({"steps": steps} if "steps" in told else {})}
 
 
 def here(module: t.Any, options: Facts, check: bool) -> Facts:
