@@ -38,7 +38,7 @@ def pg(embedded_postgres: Postgres) -> Postgres:
 def homelab(own_docker: OwnEngine, pve: Proxmox, pg: Postgres, tmp_path: Path) -> Controller:
     """A controller with all three in its inventory, and what the remedies are to know beside them."""
     lab = Controller(tmp_path, own_docker.docker_host, pve.options_for("healer@pve!healer"), pg.options())
-    edit(lab, lambda inventory: inventory["all"].update(vars=QUICK))
+    edit(lab, lambda inventory: inventory["all"].setdefault("vars", {}).update(QUICK))
     return lab
 
 
