@@ -317,6 +317,9 @@ def _wait(ledger: Ledger, row: Remediation, asker: Asker, asked: Facts, new: boo
                 time.sleep(max(0.0, min(LOOKS_EVERY, more)))
     with ledger.turn():
         row = ledger.get(row.id)
+        edited = _gate.strays(ledger, row) if row.state == "approved" else ""
+        if edited:
+            _gate.close(ledger, row, "denied", f"it is not known to be approved: {edited}", {})
         if row.state != "asked":
             return
         if ledger.behind() > BACKWARDS:
@@ -339,7 +342,9 @@ def _trouble(asker: Asker, asked: Facts) -> str:
 
 def _reply(ledger: Ledger, row: Remediation, asker: Asker) -> Told:
     """What a question has come to."""
-    told: Told = dict(remediation=row.id, plan_id=row.plan_id, expires=row.expires, who=row.approver, channel=_channel(ledger, row), notes=[])
+    said = _answer(ledger, row)
+    who, channel = (str(said.facts[name]) if said else "" for name in ("approver", "channel"))
+    told: Told = dict(remediation=row.id, plan_id=row.plan_id, expires=row.expires, who=who, channel=channel, notes=[])
     if asker.trouble and asker.able:
         told["notes"] = [asker.trouble]
     if row.state == "asked":
@@ -347,7 +352,7 @@ def _reply(ledger: Ledger, row: Remediation, asker: Asker) -> Told:
         why = f"nobody has answered yet; homelab.healer.approve and deny may until {until}, and homelab.healer.recover does then what was approved"
         return dict(told, word="waiting", why=why)
     if row.state == "approved":
-        return dict(told, word="approved", why=f"{row.approver} approved plan {row.plan_id[:SHORTEST]}")
+        return dict(told, word="approved", why=f"{who} approved plan {row.plan_id[:SHORTEST]}")
     if row.state in ("denied", "needs_human"):
         return dict(told, word=row.state, why=row.why)
     raise Conflict(f"cannot ask about {row.name}", why=f"it is {row.state}", fix="Nothing more is done here; homelab.healer.report tells how it ended.")
@@ -359,16 +364,11 @@ def _answer(ledger: Ledger, row: Remediation) -> Event | None:
     return found[-1] if found else None
 
 
-def _channel(ledger: Ledger, row: Remediation) -> str:
-    answer = _answer(ledger, row)
-    return str(answer.facts["channel"]) if answer else ""
-
-
 def _ending(ledger: Ledger, row: Remediation) -> tuple[str, str, float]:
     """The word, who said it, and when, for the message of a question that is no longer open."""
-    answer = _answer(ledger, row)
-    if answer:
-        return "approved" if answer.kind == "approved" else "denied", str(answer.facts["approver"]), answer.at
+    said = _answer(ledger, row)
+    if said:
+        return "approved" if said.kind == "approved" else "denied", str(said.facts["approver"]), said.at
     return {"needs_human": "needs a human"}.get(row.state, row.state), f"the healer ({row.why})", row.closed or ledger.now()
 
 
