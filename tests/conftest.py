@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.homelab.healer.plugins.module_utils import _proxmox
+from tests.lab.browser import Browser, NoBrowser, browser
 from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
 from tests.lab.postgres import NoPostgres, Postgres, postgres, prepared
@@ -17,7 +18,8 @@ from tests.lab.proxmox.client import Proxmox, proxmox
 NO_ENGINE = "no Docker Engine can run here"
 NO_DEBIAN = "no PostgreSQL of Debian can run here"
 NO_EMBEDDED = "no PostgreSQL out of a wheel can run here"
-WANTED = {NO_ENGINE: "Docker containers", NO_DEBIAN: "Debian's PostgreSQL", NO_EMBEDDED: "the newer PostgreSQL"}
+NO_BROWSER = "no browser can run here"
+WANTED = {NO_ENGINE: "Docker containers", NO_BROWSER: "the report in a browser", NO_DEBIAN: "Debian's PostgreSQL", NO_EMBEDDED: "the newer PostgreSQL"}
 """Why tests are skipped that others count on, and what they are tests of."""
 
 
@@ -130,3 +132,14 @@ def embedded_postgres() -> t.Iterator[Postgres]:
 def pg(request: pytest.FixtureRequest) -> Postgres:
     """The lab's PostgreSQL of each kind, as it was when it started, with the database ``prod`` of ``app`` and a ``healer`` who may only connect."""
     return prepared(request.getfixturevalue(f"{request.param}_postgres"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> t.Iterator[Browser]:
+    """A real browser."""
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(browser())
+        except NoBrowser as error:
+            pytest.skip(f"{NO_BROWSER}: {error}")
+        yield started

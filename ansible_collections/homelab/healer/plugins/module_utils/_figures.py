@@ -4,8 +4,8 @@
 
 """What the ledger's remediations come to: how they ended, what share needed nobody, how long each part took, and what waits for a human.
 
-All of it is measured: counted and timed from the ledger's rows and entries by the database, never read out of what somebody wrote. A remediation belongs to
-the period in which it began.
+All of it is measured: counted and timed from the ledger's rows and entries, by the database wherever there may be many, and never read out of what somebody
+wrote. A remediation belongs to the period in which it began.
 
 PRIVATE to the collection: it may change at any time.
 """
@@ -16,6 +16,7 @@ import json
 import math
 import re
 import typing as t
+from bisect import bisect_right
 from datetime import datetime
 
 from ansible_collections.homelab.healer.plugins.module_utils._gate import AT_FIRST, RECURS_WITHIN, UNDER_WAY
@@ -27,7 +28,6 @@ Figures = t.Dict[str, t.Any]
 OUTCOMES = ("healed", "recurred", "rolled_back", "needs_human", "denied", "shadow", "healthy", "open")
 """What has become of a remediation. Each is one of them: a success whose trouble came back within a day is ``recurred`` and no longer ``healed``."""
 OUTCOME = f"CASE WHEN state = 'healed' AND recurred IS NOT NULL THEN 'recurred' WHEN {UNDER_WAY} THEN 'open' ELSE state END"
-EACH = ", ".join(f"coalesce(sum(CASE WHEN {OUTCOME} = '{outcome}' THEN 1 ELSE 0 END), 0)" for outcome in OUTCOMES)
 
 ASKED = "(asked IS NOT NULL OR answered IS NOT NULL)"
 """A human was asked, whatever she said."""
@@ -69,20 +69,30 @@ def figures(ledger: Ledger, since: float | None, paused_by: str) -> Figures:
     """What the remediations come to that began within the last ``since`` seconds, or ever. ``paused_by`` is the file that stops all, or empty."""
     now = ledger.now()
     begun = _first(ledger) if since is None else now - since
-    counted: dict[str, int] = dict(ledger.rows(f"SELECT {OUTCOME}, count(*) FROM remediations WHERE opened >= ? GROUP BY 1", begun))
+    remedies = _by_remedy(ledger, begun, now)
+    counted: dict[str, int] = {}
+    for remedy in remedies:
+        for ending, number in remedy["endings"].items():
+            counted[ending] = counted.get(ending, 0) + number
     refusals = refused(ledger, begun)
+    outcomes = _outcomes(counted)
+    targets = _by_target(ledger, begun)
     return dict(
         since=begun,
         until=now,
-        outcomes={outcome: counted.get(outcome, 0) for outcome in OUTCOMES},
-        share=share(ledger, begun, refusals.get(JOINED, 0)),
-        recurred=recurrences(ledger, begun, now),
+        outcomes={outcome: outcomes.get(outcome, 0) for outcome in OUTCOMES},
+        share=share(counted, refusals.get(JOINED, 0)),
+        recurred=dict(
+            count=outcomes.get("recurred", 0),
+            of=outcomes.get("recurred", 0) + outcomes.get("healed", 0),
+            pending=sum(remedy.pop("pending") for remedy in remedies),
+        ),
         refused=refusals,
-        seconds=[diagnoses(ledger, begun), *(spread(ledger, part, begun) for part in PARTS)],
+        seconds=[diagnoses(ledger, begun), *(spread(part, took) for part, took in _took(ledger, begun).items())],
         days=days(ledger, begun, now),
-        remedies=_by(ledger, "remedy, remedy", begun, 1000),
-        targets=_by(ledger, "target, CASE WHEN target = '' THEN host ELSE '' END", begun, MOST_TARGETS),
-        targets_found=ledger.rows("SELECT count(*) FROM (SELECT DISTINCT target FROM remediations WHERE opened >= ?) AS seen", begun)[0][0],
+        remedies=[dict(remedy, outcomes=_outcomes(remedy.pop("endings"))) for remedy in remedies],
+        targets=targets[:MOST_TARGETS],
+        targets_found=len(targets),
         waiting=waiting(ledger, begun, now, paused_by),
     )
 
@@ -92,20 +102,36 @@ def _first(ledger: Ledger) -> float:
     return ledger.now() if found is None else float(found)
 
 
-def share(ledger: Ledger, begun: float, joined: int) -> Figures:
-    """The share that was healed without a human: ``numerator`` of ``denominator``, with what is in each and what is in neither."""
-    counted: dict[str, int] = dict(ledger.rows(f"SELECT {ENDING}, count(*) FROM remediations WHERE opened >= ? GROUP BY 1", begun))
-    counted["refused"], counted["joined"] = counted.get("refused", 0) - joined, joined
+def _by_remedy(ledger: Ledger, begun: float, now: float) -> list[Figures]:
+    """Of each remedy how its remediations ended, those of which there are most first. ``pending`` are successes that may still come back."""
+    pending = "coalesce(sum(CASE WHEN state = 'healed' AND recurred IS NULL AND closed > ? THEN 1 ELSE 0 END), 0)"
+    found: dict[str, Figures] = {}
+    question = f"SELECT remedy, {ENDING}, count(*), max(opened), {pending} FROM remediations WHERE opened >= ? GROUP BY 1, 2 ORDER BY 1, 2"
+    for remedy, ending, number, last, younger in ledger.rows(question, now - RECURS_WITHIN, begun):
+        known = found.setdefault(remedy, dict(key=remedy, name=remedy, last=0.0, count=0, pending=0, endings={}))
+        known["endings"][ending] = number
+        known.update(last=max(last, known["last"]), count=known["count"] + number, pending=known["pending"] + younger)
+    return sorted(found.values(), key=lambda remedy: -int(remedy["count"]))
+
+
+def _outcomes(endings: t.Mapping[str, int]) -> dict[str, int]:
+    """The outcomes of which these are the endings."""
+    found: dict[str, int] = {}
+    for ending, number in endings.items():
+        outcome = {"healed_alone": "healed", "healed_approved": "healed", "not_approved": "denied", "refused": "denied"}.get(ending, ending)
+        found[outcome] = found.get(outcome, 0) + number
+    return found
+
+
+def share(endings: t.Mapping[str, int], joined: int) -> Figures:
+    """The share that was healed without a human: ``numerator`` of ``denominator``, with what is in each and what is in neither.
+
+    ``joined`` of those that were refused are not counted.
+    """
+    counted = {**endings, "refused": endings.get("refused", 0) - joined, "joined": joined}
     ended = {ending: counted.get(ending, 0) for ending in ENDINGS}
     left_out = {why: counted.get(why, 0) for why in LEFT_OUT}
     return dict(numerator=ended["healed_alone"], denominator=sum(ended.values()), ended=ended, left_out=left_out)
-
-
-def recurrences(ledger: Ledger, begun: float, now: float) -> Figures:
-    """How many successes did not last a day, ``count`` of ``of``, and of how many nobody can know yet, ``pending``."""
-    question = "SELECT count(*), count(recurred), coalesce(sum(CASE WHEN recurred IS NULL AND closed > ? THEN 1 ELSE 0 END), 0) FROM remediations"
-    of, count, pending = ledger.rows(f"{question} WHERE state = 'healed' AND opened >= ?", now - RECURS_WITHIN, begun)[0]
-    return dict(count=count, of=of, pending=pending)
 
 
 def refused(ledger: Ledger, begun: float) -> dict[str, int]:
@@ -122,16 +148,17 @@ def _refusal(check: str) -> str:
     return f'%{{"check":"{check}","good":false,%'
 
 
-def spread(ledger: Ledger, part: str, begun: float) -> Figures:
-    """How long a part took: of ``count`` remediations half took no longer than ``median`` seconds, and nine of ten no longer than ``p90``."""
-    seconds, has_it = PARTS[part]
-    count = ledger.rows(f"SELECT count(*) FROM remediations WHERE opened >= ? AND {has_it}", begun)[0][0]
+def _took(ledger: Ledger, begun: float) -> dict[str, list[float]]:
+    """The seconds of each part, sorted. One question for all of them, as reading the rows is what takes long."""
+    each = ", ".join(f"CASE WHEN {has_it} THEN {seconds} END" for seconds, has_it in PARTS.values())
+    found = ledger.rows(f"SELECT {each} FROM remediations WHERE opened >= ? AND closed IS NOT NULL", begun)
+    return {part: sorted(max(0.0, took[place]) for took in found if took[place] is not None) for place, part in enumerate(PARTS)}
 
-    def at(quantile: float) -> float | None:
-        question = f"SELECT {seconds} FROM remediations WHERE opened >= ? AND {has_it} ORDER BY 1 LIMIT 1 OFFSET ?"
-        return round(max(0.0, float(ledger.rows(question, begun, rank(quantile, count))[0][0])), 3) if count else None
 
-    return dict(part=part, count=count, median=at(0.5), p90=at(0.9))
+def spread(part: str, took: t.Sequence[float]) -> Figures:
+    """How long a part took, from the sorted seconds: of ``count`` half took no longer than ``median``, and nine of ten no longer than ``p90``."""
+    median, ninth = (round(took[rank(quantile, len(took))], 3) if took else None for quantile in (0.5, 0.9))
+    return dict(part=part, count=len(took), median=median, p90=ninth)
 
 
 def rank(quantile: float, count: int) -> int:
@@ -143,10 +170,8 @@ def diagnoses(ledger: Ledger, begun: float) -> Figures:
     """How long diagnoses took by the controller's clock, as ``spread`` says it; of the newest of the period, since only their records tell."""
     question = f"""SELECT body FROM journal WHERE kind IN ('closed', 'failed') AND remediation IN
         (SELECT id FROM remediations WHERE opened >= ? AND fence > 0 AND closed IS NOT NULL ORDER BY opened DESC LIMIT {MOST_DIAGNOSES})"""
-    told = [_between(_facts(body).get("times"), "started", "diagnosed") for (body,) in ledger.rows(question, begun)]
-    took = sorted(seconds for seconds in told if seconds is not None)
-    at = [took[rank(quantile, len(took))] if took else None for quantile in (0.5, 0.9)]
-    return dict(part="diagnosing", count=len(took), median=at[0], p90=at[1])
+    told = (_between(_facts(body).get("times"), "started", "diagnosed") for (body,) in ledger.rows(question, begun))
+    return spread("diagnosing", sorted(seconds for seconds in told if seconds is not None))
 
 
 def _between(times: t.Any, first: str, then: str) -> float | None:
@@ -181,13 +206,16 @@ def days(ledger: Ledger, begun: float, now: float) -> list[Figures]:
     return told
 
 
-def _by(ledger: Ledger, key: str, begun: float, most: int) -> list[Figures]:
-    """The outcomes of each remedy or target, those of which there are most first."""
-    question = f"SELECT {key}, max(name), max(opened), count(*), {EACH} FROM remediations WHERE opened >= ? GROUP BY 1, 2 ORDER BY 5 DESC, 1, 2 LIMIT ?"
-    return [
-        dict(key=what or other, name=name, last=last, count=count, outcomes={outcome: number for outcome, number in zip(OUTCOMES, each) if number})
-        for what, other, name, last, count, *each in ledger.rows(question, begun, most)
-    ]
+def _by_target(ledger: Ledger, begun: float) -> list[Figures]:
+    """The outcomes of each target, those of which there are most first; without a target, as after a failed diagnosis, those of each host."""
+    found: dict[tuple[str, str], Figures] = {}
+    which = "target, CASE WHEN target = '' THEN host ELSE '' END"
+    question = f"SELECT {which}, {OUTCOME}, max(name), max(opened), count(*) FROM remediations WHERE opened >= ? GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    for target, host, outcome, name, last, number in ledger.rows(question, begun):
+        known = found.setdefault((target, host), dict(key=target or host, name=name, last=0.0, count=0, outcomes={}))
+        known["outcomes"][outcome] = number
+        known.update(count=known["count"] + number, **(dict(last=last, name=name) if last > known["last"] else {}))
+    return sorted(found.values(), key=lambda target: -int(target["count"]))
 
 
 def waiting(ledger: Ledger, begun: float, now: float, paused_by: str) -> list[Figures]:
@@ -206,11 +234,11 @@ def waiting(ledger: Ledger, begun: float, now: float, paused_by: str) -> list[Fi
     ]
     told += [_frozen(ledger, name[7:], value) for name, value in switches.items() if name.startswith("freeze ")]
     answerable = "state = 'asked' AND (expires IS NULL OR expires >= ?)"
-    for row in ledger.find(f"{answerable} ORDER BY asked DESC LIMIT ?", now, MOST_WAITING):
+    for row in ledger.find(f"{answerable} ORDER BY asked DESC, id LIMIT ?", now, MOST_WAITING):
         until = f", until {moment(row.expires)}" if row.expires else ""
         fix = f"{_command('approve', remediation=row.id)} (or homelab.healer.deny)"
         told.append({**_need("question", f"{row.name} waits for an answer", f"{row.remedy}: {row.why}{until}", row.asked, fix), **_of(row)})
-    for row in ledger.find(f"{UNDER_WAY} AND until < ? AND NOT ({answerable}) ORDER BY opened DESC LIMIT ?", now, now, MOST_WAITING):
+    for row in ledger.find(f"{UNDER_WAY} AND until < ? AND NOT ({answerable}) ORDER BY opened DESC, id LIMIT ?", now, now, MOST_WAITING):
         told.append({**_need("interrupted", f"{row.name} was left in the middle", f"{row.remedy}, {row.state}", row.until, RECOVER), **_of(row)})
     return told + _unsettled(ledger, begun, switches)
 
@@ -256,7 +284,7 @@ def _unsettled(ledger: Ledger, begun: float, switches: t.Mapping[str, t.Mapping[
     last = "(host, target, remedy, opened) IN (SELECT host, target, remedy, max(opened) FROM remediations WHERE opened >= ? GROUP BY host, target, remedy)"
     which = "((state = 'needs_human' AND applied IS NULL) OR (state = 'denied' AND fence = 0))"
     told = []
-    for row in ledger.find(f"{which} AND {last} ORDER BY opened DESC LIMIT ?", begun, MOST_WAITING):
+    for row in ledger.find(f"{which} AND {last} ORDER BY opened DESC, id LIMIT ?", begun, MOST_WAITING):
         cleared = switches.get(f"cleared {row.target}", {}).get("at", 0)
         stopped = row.state == "denied"
         if (row.closed or 0) > cleared and (_refused_by(ledger, row) == "breaker" if stopped else not _went_on(ledger, row)):
@@ -293,7 +321,7 @@ def totals(ledger: Ledger, paused_by: str) -> Figures:
         recurred=[list(row) for row in ledger.rows("SELECT remedy, count(recurred) FROM remediations WHERE state = 'healed' GROUP BY 1 ORDER BY 1")],
         alone=[list(row) for row in ledger.rows(f"SELECT remedy, count(*) FROM remediations WHERE state = 'healed' AND NOT {ASKED} GROUP BY 1 ORDER BY 1")],
         joined=[list(row) for row in joined],
-        seconds=[_bucketed(ledger, part) for part in PARTS],
+        seconds=[bucketed(part, took) for part, took in _took(ledger, 0.0).items()],
         open={state: states.get(state, 0) for state in OPEN},
         questions=ledger.rows(f"SELECT count(*) FROM remediations WHERE {waits}", now)[0][0],
         interrupted=ledger.rows(f"SELECT count(*) FROM remediations WHERE {UNDER_WAY} AND until < ? AND NOT ({waits})", now, now)[0][0],
@@ -306,12 +334,9 @@ def totals(ledger: Ledger, paused_by: str) -> Figures:
     )
 
 
-def _bucketed(ledger: Ledger, part: str) -> Figures:
-    seconds, has_it = PARTS[part]
-    each = ", ".join(f"coalesce(sum(CASE WHEN took <= {bound} THEN 1 ELSE 0 END), 0)" for bound in BUCKETS)
-    question = f"SELECT count(*), coalesce(sum(took), 0), {each} FROM (SELECT {seconds} AS took FROM remediations WHERE {has_it}) AS parts"
-    count, total, *least = ledger.rows(question)[0]
-    return dict(part=part, count=count, sum=round(float(total), 3), buckets=[[bound, number] for bound, number in zip(BUCKETS, least)])
+def bucketed(part: str, took: t.Sequence[float]) -> Figures:
+    """A part's sorted seconds as a histogram: how many were at most as long as each bound."""
+    return dict(part=part, count=len(took), sum=round(sum(took), 3), buckets=[[bound, bisect_right(took, bound)] for bound in BUCKETS])
 
 
 def details(events: t.Sequence[Event]) -> Figures:
@@ -383,4 +408,4 @@ def _result(step: t.Any) -> Figures:
     return dict(module=str(_dict(step).get("module") or ""), steps=[str(line) for result in told for line in _list(result.get("steps"))])
 
 
-__all__ = ["details", "figures", "rank", "totals"]
+__all__ = ["bins", "details", "figures", "rank", "share", "totals"]
