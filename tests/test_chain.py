@@ -125,12 +125,15 @@ def test_without_a_proof_the_change_is_kept_and_a_human_called(docker: Engine, c
         "args": {"containers": ["burner"], "sample": 0},
         "judge": [{"name": "its CPU rate is low", "kind": "goal", "value": "containers.0.cpu_rate", "at_most": 1}],
     }
-    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[blind])
-    assert (run.returncode, run.record["outcome"]) == (2, "needs_human")
+    limits = {"docker_limits_container": "burner", "docker_limits_cpus": "0.5"}
+    run = controller.judged([blind], **limits)
+    assert (run.returncode, run.record["outcome"]) == (2, "needs_human"), run.output
     assert "its CPU rate is low: cannot be seen" in run.record["why"]
     assert docker.host_config("burner")["CpuQuota"] == 50000
     docker.update("burner", CpuQuota=-1)
-    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[blind], remediate_on_inconclusive="put_back")
+    assert controller.judged([blind], **limits).record["outcome"] == "denied"  # until somebody has looked
+    controller.forget()
+    run = controller.judged([blind], **limits, remediate_on_inconclusive="put_back")
     assert run.record["outcome"] == "rolled_back"
     assert docker.host_config("burner")["CpuQuota"] == -1
 
@@ -218,7 +221,7 @@ def test_a_limit_that_is_there_and_not_kept_needs_a_human(docker: Engine, contro
     docker.run("burner", BURN, CpuQuota=50_000)
     goal = {"name": "its CPU rate is tiny", "kind": "goal", "value": "containers.0.cpu_rate", "at_most": 0.01}
     probe = {"module": "homelab.healer.docker_usage_info", "args": {"containers": ["burner"]}, "judge": [goal]}
-    run = controller.play("homelab.healer.docker_limits", container="burner", cpus="0.5", remediate_probes=[probe])
+    run = controller.judged([probe], docker_limits_container="burner", docker_limits_cpus="0.5")
     assert (run.returncode, run.record["outcome"]) == (2, "needs_human")
 
 
@@ -226,7 +229,7 @@ def test_nothing_is_changed_that_cannot_be_seen(docker: Engine, controller: Cont
     docker.run("burner", BURN)
     began = time.time()
     probe = {"module": "homelab.healer.docker_usage_info", "args": {"containers": ["gone"]}, "judge": []}
-    run = controller.heal(container="burner", cpus="0.5", remediate_probes=[probe])
+    run = controller.judged([probe], docker_limits_container="burner", docker_limits_cpus="0.5")
     assert (run.record["outcome"], docker.events(began)) == ("needs_human", [])
     assert "cannot see how burner is before the change: cannot find container gone" in run.record["why"]
 
