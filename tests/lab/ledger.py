@@ -189,7 +189,7 @@ def one_remediation(ledger: Ledger, number: int, how: str = "healed", rules: Pol
 
 
 def fill_with(store: Store, remediations: int, every: float = 300.0) -> None:
-    """Write so many remediations at once, one ``every`` seconds up to now, of two hundred targets: a chain as valid as one that took years."""
+    """Write so many remediations at once, one ``every`` seconds up to now, half of them of the container 300: a chain as valid as one that took years."""
     with store.open() as ledger:
         began = ledger.now() - remediations * every
     entries: list[tuple[t.Any, ...]] = []
@@ -197,7 +197,7 @@ def fill_with(store: Store, remediations: int, every: float = 300.0) -> None:
     digest, opened = GENESIS, began
     for number in range(remediations):
         opened = began + number * every
-        vmid, name = 300 + number * 7919 % 200, f"{number:08}-aaaa"
+        vmid, name = 300 + (number * 7919 % 200) * (number % 2), f"{number:08}-aaaa"
         whose: Facts = {"remedy": REMEDIES[number % len(REMEDIES)], "host": "pve", "target": f"pve/lxc/{vmid}", "name": f"{vmid} (lab)"}
         whose.update(node=f"pve{vmid % 3}", facts=target(vmid), checks=[], problem="it is ill", run={"user": "ann"})
         step = {"purpose": "change", "module": "homelab.healer.lxc_resources", "args": {"vmid": [vmid], "memory": 1024}, "steps": ["x" * 40]}

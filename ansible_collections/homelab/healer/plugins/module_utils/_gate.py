@@ -66,8 +66,8 @@ class Question:
 
     def used(self, more: str = "", *values: t.Any) -> int:
         """How much of a budget is used: what was changed within its window, and what may still be changed by those under way."""
-        since = self.now - self.policy.limits.window
-        return self.count(f"(applied > ? OR (applied IS NULL AND {UNDER_WAY})){more}", since, *values)
+        begun = self.count(f"applied > ?{more}", self.now - self.policy.limits.window, *values)
+        return begun + self.count(f"applied IS NULL AND {UNDER_WAY}{more}", *values)
 
 
 def _clock(asked: Question) -> str:
@@ -113,7 +113,7 @@ def _running(asked: Question) -> str:
 def _storm(asked: Question) -> str:
     storm, policy = asked.ledger.switch("storm"), asked.policy.storm
     since = asked.now - policy.window - (policy.cool_down if storm else 0)
-    seen = dict(asked.ledger.rows("SELECT DISTINCT target, name FROM remediations WHERE opened > ? AND target <> ''", since))
+    seen = dict(asked.ledger.rows("SELECT target, name FROM remediations WHERE opened > ? AND target <> ''", since))
     seen[asked.target.key] = asked.target.name
     if len(seen) < policy.targets:
         if storm:
@@ -146,9 +146,8 @@ def _breaker(asked: Question) -> str:
 
 
 def _cooldown(asked: Question) -> str:
-    last = asked.ledger.rows(
-        "SELECT max(applied) FROM remediations WHERE target = ? AND remedy = ? AND id <> ? AND applied IS NOT NULL", asked.target.key, asked.remedy, asked.own
-    )[0][0]
+    which = "target = ? AND remedy = ? AND id <> ? AND applied IS NOT NULL ORDER BY applied DESC LIMIT 1"
+    ((last,),) = asked.ledger.rows(f"SELECT applied FROM remediations WHERE {which}", asked.target.key, asked.remedy, asked.own) or [(None,)]
     left = asked.verdict.cooldown - (asked.now - min(last, asked.now)) if last else 0
     return f"{asked.remedy} changed it {span(asked.now - last)} ago, and its cooldown is {span(asked.verdict.cooldown)}" if left > 0 else ""
 
