@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import typing as t
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import COLUMNS, GENESIS, OPEN, Event, Ledger, Remediation, canonical, project
@@ -265,8 +265,10 @@ def differences(name: str, row: Remediation | None, events: t.Sequence[Event]) -
         return [Finding("remediations", "inserted", f"the journal knows no remediation {name}", 0, name)] if row else []
     if row is None:
         return [Finding("remediations", "missing", f"remediation {name} is missing", events[0].seq, name)]
-    are, should = asdict(row), asdict(expected)
-    return [_difference("remediations", name, column, are[column], should[column]) for column in COLUMNS if not _same(are[column], should[column])]
+    if row == expected:
+        return []
+    pairs = [(column, getattr(row, column), getattr(expected, column)) for column in COLUMNS]
+    return [_difference("remediations", name, column, stored, should) for column, stored, should in pairs if not _same(stored, should)]
 
 
 def _same(one: t.Any, other: t.Any) -> bool:
