@@ -4,12 +4,6 @@
 
 from __future__ import annotations
 
-import typing as t
-
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import overrides
-
 DOCUMENTATION = r"""
 name: overrides
 author: The homelab.healer authors (@homelab-healer)
@@ -32,6 +26,13 @@ _raw:
   type: list
   elements: str
 """
+
+
+import typing as t
+
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import overrides
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]

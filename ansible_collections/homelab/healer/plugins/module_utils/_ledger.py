@@ -168,6 +168,7 @@ TIMES = {
     "refused": "closed",
     "failed": "closed",
     "recurred": "recurred",
+    "taken": "recovered",
 }
 """The time that an event notes."""
 TOLD = ("why", "rule", "plan_id", "until", "nonce", "expires", "approver")

@@ -47,6 +47,8 @@ options:
   parallel:
     description: How many addresses are sent to at the same time.
     default: 4
+notes:
+  - Where Apprise cannot reach a service, each address takes up to eight seconds.
 seealso:
   - name: Apprise's addresses
     description: How each kind of address is written.
