@@ -13,6 +13,7 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import importlib
 import json
 import os
@@ -120,7 +121,18 @@ def holder() -> Facts:
     main = os.getppid()
     job = next((f"{name}={os.environ[name]}" for name in ("JOB_ID", "SEMAPHORE_TASK_ID") if os.environ.get(name)), "")
     user = os.environ.get("SUDO_USER") or getpass.getuser()
-    return dict(user=user, machine=platform.node(), machine_id=_machine(), boot=_boot(), tree=_tree(), pid=main, started=_started(main), job=job)
+    return dict(
+        user=user,
+        uid=os.geteuid(),
+        machine=platform.node(),
+        machine_id=_machine(),
+        boot=_boot(),
+        tree=_tree(),
+        pid=main,
+        started=_started(main),
+        image=_image(Path(f"/proc/{main}")),
+        job=job,
+    )
 
 
 def gone(held: t.Mapping[str, t.Any], remediation: str) -> bool:
@@ -132,13 +144,24 @@ def gone(held: t.Mapping[str, t.Any], remediation: str) -> bool:
         return True
     if held.get("tree") != ours["tree"]:  # another container on it
         return False
-    return _started(int(held["pid"])) != held["started"] and not _working(remediation)
+    if os.geteuid() not in (0, held.get("uid", os.geteuid())):  # whose processes we cannot look into
+        return False
+    return _started(int(held["pid"])) != held["started"] and not _working(held, remediation)
 
 
-def _working(remediation: str) -> bool:
-    """Whether a process still works for a remediation: a module outlives the run that started it."""
+def _working(held: t.Mapping[str, t.Any], remediation: str) -> bool:
+    """Whether a process still works for a remediation: the run's own that was about to start a module, the module, or what has started it elsewhere."""
     mark = f"HEALER_REMEDIATION={remediation}".encode()
-    return any(mark in _read(path).split(b"\0") for path in Path("/proc").glob("[0-9]*/environ"))
+    for process in Path("/proc").glob("[0-9]*"):
+        if (held.get("image") and _image(process) == held["image"]) or mark in _read(process / "environ").split(b"\0") or mark in _read(process / "cmdline"):
+            return True
+    return False
+
+
+def _image(process: Path) -> str:
+    """What a process has in common with those that it forked and with no others: the places in memory that the kernel drew for its program by lot."""
+    places = _read(process / "auxv")
+    return hashlib.sha256(places).hexdigest()[:16] if places else ""
 
 
 def _read(path: Path) -> bytes:
