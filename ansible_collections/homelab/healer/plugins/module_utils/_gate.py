@@ -206,8 +206,10 @@ AT_FIRST: tuple[tuple[str, t.Callable[[Question], str]], ...] = (
     ("backup", _backup),
 )
 """What is looked at before the plan, in this order; each says why not, or nothing."""
-WITH_PLAN = tuple(check for check in AT_FIRST if check[0] in ("clock", "pause", "rule", "frozen", "freeze window"))
-"""What may have changed while it was planned or approved, or could not be judged before."""
+WITH_PLAN = tuple(
+    check for check in AT_FIRST if check[0] in ("clock", "pause", "rule", "frozen", "freeze window", "breaker", "cooldown", "budget", "in flight")
+)
+"""What may have changed while it was planned or approved, or could not be judged before: the plan may be another rule's, with limits of its own."""
 
 
 def node_of(target: Target) -> str:
@@ -222,6 +224,7 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
     and ``pause_file``. Answers with ``word`` (V(allowed), V(refused), V(joined) or V(wait)), ``why``, ``rule``, ``checks``, ``fence`` and ``until``.
     """
     now, target = ledger.now(), Target.of(host, facts)
+    _check_new(ledger, remediation)
     sweep(ledger, now)
     verdict = policy.judge(remedy, target, None)
     checks, why = _look(AT_FIRST, Question(ledger, policy, remedy, target, verdict, facts, now, request["pause_file"], request["waited"], remediation))
@@ -262,6 +265,13 @@ def admit(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, host
     until = now + request["lease"]
     opened = ledger.append("opened", remediation, until=until, why=request["problem"], **entry)
     return dict(answer, word="allowed", fence=opened.seq, until=until, why="")
+
+
+def _check_new(ledger: Ledger, remediation: str) -> None:
+    """One that is known does not count for itself, so who came with its id again would have the whole of each budget, and take its target from under it."""
+    if ledger.find("id = ?", remediation):
+        why, fix = "the ledger has one of that id already", "Take a new id for each run."
+        raise Conflict(f"cannot begin remediation {remediation}", why=why, fix=fix)
 
 
 def _refused_before(ledger: Ledger, remedy: str, target: str, check: str, now: float) -> bool:
@@ -468,6 +478,7 @@ def close(ledger: Ledger, row: Remediation, outcome: str, why: str, facts: Facts
 
 def fail(ledger: Ledger, remediation: str, *, remedy: str, host: str, facts: Facts, why: str, more: Facts) -> None:
     """Write down one that ended before the gate was asked, such as a diagnosis that failed. It has no lease, and freezes nothing."""
+    _check_new(ledger, remediation)
     target = Target.of(host, facts) if facts.get("id") else None
     key, name, node = (target.key, target.name, node_of(target)) if target else ("", host, "")
     told = {fact: value for fact, value in facts.items() if fact != "labels"}

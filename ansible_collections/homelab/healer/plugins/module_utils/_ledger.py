@@ -63,6 +63,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE journal (seq BIGINT PRIMARY KEY, at DOUBLE PRECISION NOT NULL, remediation TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
            prev TEXT NOT NULL, hash TEXT NOT NULL)""",
         "CREATE INDEX journal_remediation ON journal (remediation, seq)",
+        "CREATE INDEX journal_at ON journal (at)",
         """CREATE TABLE remediations (id TEXT PRIMARY KEY, remedy TEXT NOT NULL, host TEXT NOT NULL, target TEXT NOT NULL, name TEXT NOT NULL,
            node TEXT NOT NULL, state TEXT NOT NULL, why TEXT NOT NULL, rule TEXT NOT NULL, plan_id TEXT NOT NULL, opened DOUBLE PRECISION NOT NULL,
            decided DOUBLE PRECISION, asked DOUBLE PRECISION, answered DOUBLE PRECISION, applied DOUBLE PRECISION, changed DOUBLE PRECISION,
@@ -228,12 +229,13 @@ class Ledger:
         return round(self._database.now(), 6)
 
     def behind(self) -> float:
-        """By how many seconds the clock is behind the last event, as after it was set back; 0 where it is not."""
-        accepted = self.switch("clock")
-        last = self._head()[2]
-        if accepted is not None and last <= float(accepted["ahead"]):
-            return 0.0
-        return max(0.0, last - self.now())
+        """By how many seconds the clock is behind the latest entry, as after it was set back; 0 where it is not.
+
+        All entries count, not the last alone: what is written while the clock is behind would hide it. Those from before somebody accepted it do not.
+        """
+        accepted = self.rows("SELECT max(seq) FROM journal WHERE kind = 'switch' AND at = (SELECT at FROM switches WHERE name = 'clock')")[0][0]
+        latest = self.rows("SELECT at FROM journal WHERE seq + 0 >= ? ORDER BY at DESC LIMIT 1", accepted or 0)
+        return max(0.0, latest[0][0] - self.now()) if latest else 0.0
 
     def rows(self, question: str, *values: t.Any) -> Rows:
         return self._database.rows(question, values)
