@@ -432,10 +432,12 @@ def _pruned(answer: t.Any, paths: t.Sequence[str]) -> t.Any:
 
 
 def _last_backup(facts: Facts, now: float) -> str:
+    """How old the target's last backup is, as far as that can be told; empty where nobody asked."""
     backup = facts.get("backup")
     if not backup:
         return ""
-    return f"last backup {span(now - backup['last'])} ago" if backup.get("last") else "no backup of it can be seen"
+    told = f"last backup {span(now - backup['last'])} ago" if backup.get("last") else "no backup of it can be seen"
+    return f"{told} ({backup['unseen']})" if backup.get("unseen") else told
 
 
 def mark_recurrence(ledger: Ledger, remediation: str, remedy: str, target: str, now: float) -> None:
