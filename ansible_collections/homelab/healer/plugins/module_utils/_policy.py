@@ -80,7 +80,7 @@ class Target:
     node: str | None = None
     tags: tuple[str, ...] | None = None
     pool: str | None = None
-    labels: t.Mapping[str, str] | None = None
+    labels: t.Mapping[str, str | None] | None = None
     databases: tuple[str, ...] | None = None
 
     @classmethod
@@ -104,7 +104,7 @@ class Target:
             node=text("node") or None,
             tags=several("tags"),
             pool=text("pool"),
-            labels={str(name): _text(value) for name, value in labels.items()} if isinstance(labels, t.Mapping) else None,
+            labels={str(name): None if value is None else _text(value) for name, value in labels.items()} if isinstance(labels, t.Mapping) else None,
             databases=several("databases"),
         )
 
@@ -284,7 +284,8 @@ class Match:
             elif target.labels is None:
                 each[f"label {name}"] = None
             else:
-                each[f"label {name}"] = name in target.labels and _like(target.labels[name], patterns)
+                value = target.labels.get(name)  # none where its name speaks of a secret, and then nobody knows whether it matches
+                each[f"label {name}"] = (None if value is None else _like(value, patterns)) if name in target.labels else False
         return _all(each.values()), tuple(name for name, found in each.items() if found is None)
 
     @staticmethod

@@ -72,7 +72,9 @@ containers:
       description: What it calls itself, which is the host's name where it shares the host's network. V(null) where the engine does not tell.
       type: str
     labels:
-      description: Its labels, those included that Compose and the image put on it.
+      description:
+        - Its labels, those included that Compose and the image put on it.
+        - The value of one whose name speaks of a secret, such as a token, a password or a proxy's users, is not told.
       type: dict
     image:
       description: The image's name as it was given when the container was made.
@@ -150,6 +152,7 @@ host:
       type: str
 """
 
+import re
 import typing as t
 from dataclasses import asdict, dataclass, field
 
@@ -157,6 +160,9 @@ from ansible_collections.homelab.healer.plugins.module_utils._containers import 
 from ansible_collections.homelab.healer.plugins.module_utils._docker import ONE_SELECTOR, OPTIONS, SELECTORS, Engine, connect
 from ansible_collections.homelab.healer.plugins.module_utils._run import run_info
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import at_most_a_day
+
+SECRET = re.compile("token|passw|pwd|secret|key|credential|auth(?!or)|users", re.IGNORECASE)
+"""Names of labels whose values are told to nobody: whatever a module answers is printed somewhere."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def _told(before: Container, now: Container) -> dict[str, t.Any]:
         id=now.key,
         name=now.name,
         hostname=now.details["Config"].get("Hostname") or None,
-        labels=dict(now.labels),
+        labels={name: None if SECRET.search(name) else value for name, value in now.labels.items()},
         image=now.details["Config"]["Image"],
         **{name: now.labels.get(f"com.docker.compose.{name}") for name in ("project", "service")},
         status=now.status,

@@ -126,6 +126,7 @@ MATCHES: list[tuple[Document, Target, bool]] = [
     ({"node": "pve2"}, lxc(node=None), True),
     ({"node": "pve2", "kind": "container"}, lxc(node=None), False),
     ({"labels": {"x": "y"}}, container(labels=None), True),
+    ({"labels": {"token": "y"}}, container(labels={"token": None}), True),
     ({"database": "x"}, Target.of("db", {"kind": "session"}), True),
     ({"node": "x", "labels": {"x": "y"}}, Target.of("new", {"kind": "something new"}), True),
 ]
