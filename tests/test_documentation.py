@@ -12,6 +12,8 @@ import yaml
 from ansible_collections.homelab.healer.plugins.modules import (
     docker_limits,
     docker_usage_info,
+    ledger_prune,
+    ledger_verify,
     lxc_info,
     lxc_power,
     lxc_resources,
@@ -20,6 +22,10 @@ from ansible_collections.homelab.healer.plugins.modules import (
     pg_bloat_info,
     pg_terminate,
     pg_vacuum,
+    remediation_gate,
+    remediation_info,
+    remediation_pause,
+    remediation_record,
 )
 from tests.lab.engine import OwnEngine
 from tests.lab.playbooks import COLLECTION, Controller
@@ -82,6 +88,14 @@ def test_every_example_runs_and_returns_what_is_documented(module: t.Any, own_do
 @pytest.mark.parametrize("module", [lxc_info, lxc_power, lxc_resources, lxc_snapshot], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_example_for_containers_of_proxmox_runs(module: t.Any, pve: Proxmox, pve_controller: Controller) -> None:
     documented_answers(module, copy.deepcopy(yaml.safe_load(module.EXAMPLES)), pve_controller)
+
+
+LEDGER = [ledger_prune, ledger_verify, remediation_gate, remediation_info, remediation_pause, remediation_record]
+
+
+@pytest.mark.parametrize("module", LEDGER, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_example_for_the_ledger_runs(module: t.Any, tmp_path: Path) -> None:
+    documented_answers(module, copy.deepcopy(yaml.safe_load(module.EXAMPLES)), Controller(tmp_path))
 
 
 @pytest.mark.parametrize("module", [pg_activity_info, pg_bloat_info, pg_terminate, pg_vacuum], ids=lambda module: module.__name__.rpartition(".")[2])
