@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import sqlite3
@@ -21,11 +20,11 @@ from ansible_collections.homelab.healer.plugins.module_utils._errors import Refu
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import GENESIS, Event, Ledger
 from ansible_collections.homelab.healer.plugins.modules import ledger_prune, ledger_verify
 from tests.lab.ledger import ANYTHING, TABLES, Database, Facts, File, Store, one_remediation, written_policy
+from tests.lab.playbooks import Controller
 from tests.lab.postgres import Postgres, prepared
 
 HOWS = ("healed", "rolled_back", "needs_human", "denied", "shadow", "healed", "open")
 DAY = 86400.0
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def write_history(store: Store) -> None:
@@ -531,3 +530,16 @@ def test_the_last_to_forget_cuts_nothing_in_two_and_is_the_last_that_does_not(le
     spans = [(first, first + more) for first, more in lengths]
     whole = [place for place in range(limit + 1) if not any(first <= place < last for first, last in spans)]
     assert _audit.last_to_forget(spans, limit) == max(whole)
+
+
+def test_the_playbook_tells_the_head_and_proves_one_that_was_seen(tmp_path: Path) -> None:
+    controller = Controller(tmp_path)
+    with contextlib.closing(File(controller.ledger)) as file:
+        write_history(file)
+        seen = head(file)
+        run = controller.play("homelab.healer.ledger_verify", "--check")
+        assert (run.returncode, seen in " ".join(run.output.split()), "SOUND: " in run.output) == (0, True, True), run.output
+        edit_all(file)
+        assert findings(file) == []
+        run = controller.play("homelab.healer.ledger_verify", head=seen)
+        assert (run.returncode, "it, or one before it, was changed and hashed anew" in " ".join(run.output.split())) == (2, True), run.output
