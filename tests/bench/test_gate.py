@@ -26,13 +26,12 @@ QUESTIONS = 15
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, whole: bool, tmp_path: Path) -> t.Iterator[Store]:
-    named = any(Path(argument.partition("::")[0]).resolve().is_relative_to(Path(__file__).parent) for argument in request.config.args)
-    if request.param == "postgresql" and not (whole or named):
+def store(request: pytest.FixtureRequest, asked_for: bool, tmp_path: Path) -> t.Iterator[Store]:
+    if request.param == "postgresql" and not asked_for:
         pytest.skip("it takes half a minute: make bench, or --all")
     made: Store = File(tmp_path / "ledger.db") if request.param == "sqlite" else Database(prepared(request.getfixturevalue("debian_postgres")))
     with contextlib.closing(made):
-        fill_with(made, MANY if whole or named else FEW)
+        fill_with(made, MANY if asked_for else FEW)
         yield made
 
 

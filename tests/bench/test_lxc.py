@@ -178,15 +178,6 @@ def folder_in(parent: Path, name: str) -> Path:
     return parent / name
 
 
-@pytest.fixture
-def patient(request: pytest.FixtureRequest, whole: bool) -> None:
-    """The peer takes minutes, so it is only run with all tests whole, or where benches are asked for."""
-    folder = Path(__file__).parent
-    named = [Path(argument.partition("::")[0]).resolve() for argument in request.config.args]
-    if not whole and not any(path.is_relative_to(folder) for path in named):
-        pytest.skip("the peer takes a minute or two: make bench, or --all")
-
-
 @pytest.mark.usefixtures("patient")
 def test_a_hundred_containers_are_set_faster_than_by_the_peer_in_a_loop(pve: Proxmox, tmp_path: Path) -> None:
     """Both as playbooks from the first second to the last, in turn, on the same server, with the same token."""

@@ -43,15 +43,6 @@ SIZES = {"large": Size(250_000, 3, 2.5), "small": Size(5_000, 5, 8)}
 
 
 @pytest.fixture(scope="module")
-def patient(request: pytest.FixtureRequest, whole: bool) -> None:
-    """Only with all tests whole, or where benches are asked for: it takes minutes, and gigabytes."""
-    folder = Path(__file__).parent
-    named = [Path(argument.partition("::")[0]).resolve() for argument in request.config.args]
-    if not whole and not any(path.is_relative_to(folder) for path in named):
-        pytest.skip("it takes minutes: make bench, or --all")
-
-
-@pytest.fixture(scope="module")
 def server(patient: None, debian_postgres: Postgres) -> t.Iterator[Postgres]:
     debian_postgres.reset()
     debian_postgres.role("healer", grants=["pg_monitor", "pg_read_all_data"])

@@ -10,6 +10,8 @@ import typing as t
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import pytest
+
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import COLUMNS, Event, canonical, connect
 from ansible_collections.homelab.healer.plugins.modules import remediation_info
 from tests.lab.history import month
@@ -59,6 +61,7 @@ def _report(controller: Controller) -> Run:
     return controller.play("homelab.healer.report", **paths)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_hundred_thousand_remediations_are_reported_in_time(tmp_path: Path) -> None:
     controller = Controller(tmp_path)
     multiply(controller.ledger, MANY)
