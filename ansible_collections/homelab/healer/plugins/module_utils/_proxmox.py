@@ -659,6 +659,11 @@ class Cluster:
         found = self.get(f"nodes/{guest.node.name}/tasks", f"cannot list the tasks of {guest.name}", **params)
         return sorted(found, key=lambda task: int(task["starttime"]), reverse=True)
 
+    def under_way(self, guest: Guest, kinds: t.Container[str]) -> str:
+        """A task of these types that runs on a container, as far as the token may see: its own, with Sys.Audit all; empty where there is none."""
+        active = self.get(f"nodes/{guest.node.name}/tasks", f"cannot list the tasks of {guest.name}", vmid=guest.key, source="active")
+        return next((str(task["upid"]) for task in active if task["type"] in kinds and not task.get("endtime")), "")
+
     def wait(self, upid: str, what: str, timeout: float) -> Ended:
         """Wait for the end of a task."""
         node = upid.split(":")[1]

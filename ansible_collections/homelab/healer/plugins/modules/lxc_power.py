@@ -192,6 +192,8 @@ MARGIN = 15
 """Seconds by which the end of a shutdown that fails is known after twice its time-out."""
 
 
+KINDS = ("vzstart", "vzshutdown", "vzstop", "vzreboot")
+"""The tasks that start or stop a container."""
 PATIENCE = 900.0
 """Seconds for which a container that was shut down for a restart is worth waiting for a lock, such as that of a backup which began in between."""
 
@@ -215,6 +217,8 @@ class Power:
     pid: int
     guest: Guest = field(compare=False)
     ha: bool = field(compare=False)
+    task: str = field(compare=False)
+    """The task that is just starting or stopping it; such a task has no lock."""
 
     @property
     def name(self) -> str:
@@ -277,11 +281,11 @@ def observe(client: Cluster, request: Request) -> list[Power]:
     """The containers that the request means, as they are."""
     guests = client.guests(request.vmid)
     statuses = client.statuses(guests)
-    return [_seen(guest, statuses[guest.key]) for guest in guests]
+    return [_seen(guest, statuses[guest.key], client.under_way(guest, KINDS)) for guest in guests]
 
 
-def _seen(guest: Guest, status: t.Mapping[str, t.Any]) -> Power:
-    return Power(guest.key, status["status"] == "running", int(status.get("pid") or 0), guest, managed(status))
+def _seen(guest: Guest, status: t.Mapping[str, t.Any], task: str) -> Power:
+    return Power(guest.key, status["status"] == "running", int(status.get("pid") or 0), guest, managed(status), task)
 
 
 def plan(request: Request, now: t.Sequence[Power]) -> dict[t.Any, Change]:
@@ -321,6 +325,8 @@ def _guard(now: Power, force: bool) -> None:
         raise Refused(what, why="it is a template", fix="Name a container.")
     if now.guest.lock:
         raise Conflict(what, why=f"CT is locked ({now.guest.lock})", fix=unlock(now.key, now.guest.lock))
+    if now.task:
+        raise Conflict(what, why=f"its task {now.task} still runs", fix="Run this again when it has ended.")
 
 
 MODULE = Module(Request, connect, observe, plan, target="vmid")
