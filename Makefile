@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PYTHON := .venv/bin/python
 COLLECTION := ansible_collections/homelab/healer
 
-.PHONY: demo test test-all bench lint format clean ready
+.PHONY: demo test test-all matrix bench lint format clean ready
 
 demo: ready
 	@$(PYTHON) -m tests.lab.demo
@@ -17,6 +17,10 @@ test: ready
 test-all: ready
 	$(PYTHON) -m pytest --all -m alone
 	$(PYTHON) -m pytest --all -m "not alone" -n 2 --dist loadgroup
+
+# Takes most of an hour. Its last line is "N of N closed".
+matrix: ready
+	@$(PYTHON) -m tests.lab.matrix
 
 bench: ready
 	$(PYTHON) -m pytest -s tests/bench

@@ -110,6 +110,14 @@ def leftovers(folder: Path) -> list[int]:
     return found
 
 
+def kill_leftovers(folder: Path) -> None:
+    """End them, as a crash of the controller's machine would."""
+    while found := leftovers(folder):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def until_nothing_is_left(folder: Path, seconds: float = 120) -> None:
     """Wait until what a killed controller had begun has ended."""
     limit = time.monotonic() + seconds

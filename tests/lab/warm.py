@@ -13,6 +13,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -90,9 +91,8 @@ def _child(client: socket.socket) -> t.NoReturn:
     script, folder, environment = json.loads(asked)
     running = os.fork()
     if running:
-        _pid, status = os.waitpid(running, 0)
         with contextlib.suppress(OSError):
-            client.sendall(bytes([os.waitstatus_to_exitcode(status) & 255]))
+            client.sendall(bytes([_exit_code(running, client)]))
         os._exit(0)
     client.close()
     for number, stream in enumerate(streams):
@@ -114,6 +114,18 @@ def _child(client: socket.socket) -> t.NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _exit_code(running: int, client: socket.socket) -> int:
+    """Wait for a process; if who asked for it is killed, so is it."""
+    ended = os.pidfd_open(running)
+    either = select.poll()
+    either.register(client, select.POLLIN)
+    either.register(ended, select.POLLIN)
+    while True:
+        if ended in dict(either.poll()):
+            return os.waitstatus_to_exitcode(os.waitpid(running, 0)[1]) & 255
+        os.kill(running, signal.SIGKILL)
 
 
 if __name__ == "__main__":
