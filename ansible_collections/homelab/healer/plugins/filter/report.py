@@ -180,7 +180,7 @@ def figure_lines(figures: Facts) -> list[str]:
 def report_metrics(info: Facts) -> str:
     """Metrics in Prometheus' text format, of what ``remediation_info`` answered with V(totals)."""
     told = info["totals"]
-    number, _, _hash = str(info["head"]).partition(":")
+    number, _colon, _hash = str(info["head"]).partition(":")
     lines: list[str] = []
 
     def metric(name: str, kind: str, text: str, samples: t.Sequence[tuple[str, Facts, t.Any]]) -> None:

@@ -152,7 +152,7 @@ class Asker:
 
     def read_all(self) -> None:
         """Take in what is there, without waiting, and let others read."""
-        for _ in range(ONCE):
+        for _again in range(ONCE):
             before = self._known()
             if not self.read(0) or self._known() == before:
                 break

@@ -93,7 +93,7 @@ class Findings:
 
 def parse_head(text: str) -> Head:
     """Read a head, ``number:hash``. Raises ``ValueError``."""
-    number, _, digest = text.strip().partition(":")
+    number, _colon, digest = text.strip().partition(":")
     if not (number.isdecimal() and len(digest) == len(GENESIS) and set(digest) <= set("0123456789abcdef")):
         raise ValueError("a head is a number, a colon and 64 hexadecimal digits, as results and messages have it")
     return int(number), digest

@@ -424,7 +424,7 @@ def _pruned(answer: t.Any, paths: t.Sequence[str]) -> t.Any:
         return answer
     ways: dict[str, list[str]] = {}
     for path in paths:
-        first, _, rest = path.partition(".")
+        first, _dot, rest = path.partition(".")
         ways.setdefault(first, []).append(rest)
     if isinstance(answer, dict):
         return {key: _pruned(answer[key], rest) for key, rest in ways.items() if key in answer}

@@ -913,7 +913,7 @@ class Policy:
         """The freeze that is on now for this remedy and target, if any, and when that and those that follow upon it end."""
         windows = [window for window in self.freezes if window.concerns(remedy, target)]
         until, first = now, None
-        for _ in range(1000):
+        for _day in range(1000):
             ends = [(end, window) for window in windows for end in [window.end(until)] if end is not None]
             if not ends:
                 break
@@ -971,7 +971,7 @@ def _growth(key: tuple[str, str], before: t.Any, after: t.Any, verdict: Verdict)
     what = f"{key[1]} of {key[0]} would go from {before} to {after}"
     if one[1] != other[1]:
         return f"{what}, and how much that is cannot be told"
-    (old, _), (new, _) = one, other
+    (old, _old_unit), (new, _new_unit) = one, other
     if new > old * (1 + verdict.max_growth / 100) * (1 + 1e-9):
         grows = f"{100 * (new - old) / old:.0f} % more" if old else "from nothing"
         return f"{what}, {grows}, and max_growth is {verdict.max_growth} %"

@@ -482,7 +482,11 @@ def test_where_there_are_no_time_zones_it_is_told_only_if_one_is_needed(monkeypa
     with pytest.raises(MissingLibrary, match=r"cannot tell what time it is in Europe/Berlin: .*Python 3.9.*say timezone: UTC"):
         policy(freeze=[dict(EVENING, name="f", timezone="Europe/Berlin")])
     monkeypatch.setattr(_policy, "ZONES_ERROR", None)
-    monkeypatch.setattr(zoneinfo, "ZoneInfo", lambda name: (_ for _ in ()).throw(zoneinfo.ZoneInfoNotFoundError(name)))
+
+    def missing(name: str) -> t.NoReturn:
+        raise zoneinfo.ZoneInfoNotFoundError(name)
+
+    monkeypatch.setattr(zoneinfo, "ZoneInfo", missing)
     monkeypatch.setattr(zoneinfo, "available_timezones", set)
     with pytest.raises(MissingLibrary, match=r"Install .*tzdata"):
         policy(freeze=[dict(EVENING, name="f", timezone="Europe/Berlin")])
