@@ -136,6 +136,11 @@ chain:
     With V(taken), what the gate was given, V(plan), V(undo), V(point_of_return), V(probes), V(baseline) and V(settings). Empty where nothing was planned.
   returned: success
   type: dict
+looks:
+  description: With V(taken), what was seen before it was put back, so that what the change itself broke is not laid to that. Empty where it was not.
+  returned: success
+  type: list
+  elements: list
 opened:
   description: With V(taken), what the first question was about, V(remedy), V(host), V(facts) of the target, and V(problem).
   returned: success
@@ -208,9 +213,9 @@ def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
             _gate.close(ledger, _held(ledger, request), str(request.outcome), request.why, request.facts)
         elif request.state != "taken":
             _held(ledger, request)
-            ledger.append(request.state, request.remediation, until=ledger.now() + request.lease, reason=request.why)
+            ledger.append(request.state, request.remediation, until=ledger.now() + request.lease, reason=request.why, **request.facts)
         row = ledger.get(request.remediation)
-        more = {"taken": False, "why": "", "before": "", "outcome": "", "chain": {}, "opened": {}, **more}
+        more = {"taken": False, "why": "", "before": "", "outcome": "", "chain": {}, "looks": [], "opened": {}, **more}
         return dict(more, remediation=row.id, state=row.state, fence=row.fence, until=row.until, deadline=row.until - _gate.MARGIN)
 
 
@@ -225,7 +230,8 @@ def _taken(ledger: Ledger, request: Request) -> dict[str, t.Any]:
         return dict(why=why)
     ledger.append("taken", row.id, until=ledger.now() + request.lease, run=request.run)
     outcome = _gate.lapsed(ledger, row) if row.state == "asked" else "rolled_back"
-    return dict(taken=True, before=row.state, outcome=outcome, chain=ledger.latest(row.id, "decided").get("chain", {}), opened=ledger.latest(row.id, "opened"))
+    chain, looks = ledger.latest(row.id, "decided").get("chain", {}), ledger.latest(row.id, "undoing").get("looks", [])
+    return dict(taken=True, before=row.state, outcome=outcome, chain=chain, looks=looks, opened=ledger.latest(row.id, "opened"))
 
 
 ARGUMENTS = dict(
