@@ -65,7 +65,8 @@ def test_of_fifty_runs_at_once_on_one_target_one_is_allowed(store: Store, tmp_pa
     answers = [answer() for answer in [Forked(partial(one, number)) for number in range(AT_ONCE)]]
     print(f"\nthe longest of {AT_ONCE} at once waited {max(answer['seconds'] for answer in answers):.1f} s")
     words = [answer.get("word") for answer in answers]
-    assert (words.count("allowed"), words.count("joined")) == (1, AT_ONCE - 1), answers
+    assert [answer for answer in answers if answer.get("word") not in ("allowed", "joined")] == []
+    assert words.count("allowed") == 1, answers
     (winner,) = (answer for answer in answers if answer["word"] == "allowed")
     assert winner["second"] == "allowed"
     assert all(winner["remediation"] in answer["why"] for answer in answers if answer is not winner)
@@ -92,7 +93,7 @@ class Site:
 
 
 def test_of_many_playbooks_at_once_one_changes_the_target(pve: Proxmox, tmp_path: Path, whole: bool) -> None:
-    runs = 8 if whole else 4
+    runs = 8 if whole else 3
     site = Site(tmp_path, pve, {"path": str(tmp_path / "ledger.db")})
     controllers = [site.controller(f"c{number}") for number in range(runs)]
 

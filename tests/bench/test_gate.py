@@ -19,7 +19,7 @@ from tests.lab.ledger import Database, Facts, File, Store, chain, fill_with, tar
 from tests.lab.playbooks import Controller
 from tests.lab.postgres import prepared
 
-MANY, FEW = 100_000, 10_000
+MANY, FEW = 100_000, 5_000
 OF_A_PING = 0.1
 """How much of what a playbook takes that only pings the gate's decision may take."""
 QUESTIONS = 15

@@ -442,7 +442,8 @@ class _Sqlite:
 
     def _check_ours(self) -> None:
         """Leave alone what is another application's."""
-        (mark,), (tables,) = self.rows("PRAGMA application_id", ())[0], self.rows("SELECT count(*) FROM sqlite_master", ())[0]
+        ((tables,),) = self.rows("SELECT count(*) FROM sqlite_master", ())
+        ((mark,),) = self.rows("PRAGMA application_id", ())  # after the tables: somebody may be making them just now
         if tables and mark != OURS:
             fix = "Give the path of a ledger, or of a file that does not exist yet."
             raise Invalid(f"cannot open {self.name}", why="it is another application's database", fix=fix)
