@@ -31,6 +31,8 @@ ANN = {"user": "ann", "machine": "laptop", "job": ""}
 CHANGE: dict[str, t.Any] = {"vmid": 201, "cores": 2, "lxc_resources_snapshot": False, "remediate_pause": 0}
 """What the runs ask about: a container's second core."""
 PATIENCE = 120.0
+LOCAL_MODES = 3
+"""Where termios keeps them."""
 
 
 def _take_terminal() -> None:
@@ -175,15 +177,16 @@ class House:
             preexec_fn=_take_terminal,  # noqa: PLW1509 (it does nothing but one call of the kernel)
         )
         os.close(slave)
-        shown, answered, began = "", False, time.monotonic()
+        shown, began, typed_at = "", time.monotonic(), -PATIENCE
         with contextlib.suppress(OSError):  # a terminal whose last process has ended
             while time.monotonic() - began < 3 * PATIENCE:
-                if not select.select([master], [], [], 1)[0]:
-                    continue
-                shown += os.read(master, 65536).decode(errors="replace")
-                if not answered and "anything else denies:" in shown:
-                    answered = True
+                if select.select([master], [], [], 1)[0]:
+                    shown += os.read(master, 65536).decode(errors="replace")
+                # Ansible drops what is typed before it listens, so it is typed again while it still does.
+                listens = not termios.tcgetattr(master)[LOCAL_MODES] & termios.ICANON
+                if listens and "anything else denies:" in shown and time.monotonic() - typed_at > 3:
                     os.write(master, typed(shown).encode())
+                    typed_at = time.monotonic()
         os.close(master)
         return Run(process.wait(PATIENCE), shown, controller.folder)
 
