@@ -14,6 +14,7 @@ from tests.lab.engine import Engine, NoEngine, OwnEngine, docker_engine
 from tests.lab.playbooks import Controller
 from tests.lab.postgres import NoPostgres, Postgres, postgres, prepared
 from tests.lab.proxmox.client import Proxmox, proxmox
+from tests.lab.warm import warm_python
 
 NO_ENGINE = "no Docker Engine can run here"
 NO_DEBIAN = "no PostgreSQL of Debian can run here"
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def whole(request: pytest.FixtureRequest) -> bool:
     """Whether the long tests are to run whole."""
     return bool(request.config.getoption("--all"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules_start_at_once() -> t.Iterator[None]:
+    with warm_python() as python, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Controller, "python", python)
+        yield
 
 
 @pytest.fixture(scope="session")

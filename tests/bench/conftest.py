@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.lab.playbooks import Controller
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,9 @@ def asked_for(request: pytest.FixtureRequest, whole: bool) -> bool:
 def patient(asked_for: bool) -> None:
     if not asked_for:
         pytest.skip("it takes minutes: make bench, or --all")
+
+
+@pytest.fixture(autouse=True)
+def _modules_start_as_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is what users have."""
+    monkeypatch.setattr(Controller, "python", sys.executable)

@@ -465,16 +465,10 @@ class Bench:
         self._engine = engine
         self._stack = contextlib.ExitStack()
         self._sites: dict[str, Site] = {}
-        self._python = self._stack.enter_context(warm_python())
 
     def controller(self, site: Site) -> Controller:
-        """A controller with an empty ledger, in a folder of its own, whose modules start at once."""
-        controller = site.controller(Path(tempfile.mkdtemp(prefix="cell-", dir=self.folder)))
-        path = controller.folder / "inventory.yml"
-        inventory = yaml.safe_load(path.read_text())
-        inventory["all"]["hosts"]["localhost"]["ansible_python_interpreter"] = self._python
-        path.write_text(yaml.safe_dump(inventory))
-        return controller
+        """A controller with an empty ledger, in a folder of its own."""
+        return site.controller(Path(tempfile.mkdtemp(prefix="cell-", dir=self.folder)))
 
     def site(self, name: str) -> Site:
         if name not in self._sites:
@@ -707,6 +701,7 @@ def run_all(chosen: t.Sequence[Cell], workers: int = 2) -> list[Told]:
     lock = threading.Lock()
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = []
+        Controller.python = stack.enter_context(warm_python())
 
         def engine() -> Engine:
             with lock:

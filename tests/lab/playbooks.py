@@ -48,6 +48,9 @@ class Run:
 class Controller:
     """An Ansible controller in a folder of its own, with the lab's engine, its cluster, or its PostgreSQL, in its inventory."""
 
+    python = sys.executable
+    """What its modules run under."""
+
     def __init__(
         self,
         folder: Path,
@@ -60,7 +63,7 @@ class Controller:
         self.folder = folder
         self.ledger = folder / "ledger.db"
         self.defaults: dict[str, t.Any] = {}
-        inventory: dict[str, t.Any] = {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}}}
+        inventory: dict[str, t.Any] = {"all": {"hosts": {"localhost": {"ansible_connection": "local", "ansible_python_interpreter": self.python}}}}
         if docker_host:
             self.defaults["group/homelab.healer.docker"] = {"docker_host": docker_host}
             inventory["docker"] = {"hosts": {"lab": {"healer_docker_host": docker_host, **variables}}}
@@ -121,6 +124,8 @@ class Controller:
 
     def play(self, playbook: str | list[dict[str, t.Any]], *arguments: str, wrap: t.Sequence[str] = (), collections: Path = ROOT, **variables: t.Any) -> Run:
         """Run a playbook by its name, or from the tasks of a play on the controller."""
+        if collections != ROOT:
+            variables["ansible_python_interpreter"] = sys.executable  # one that has loaded nothing of ours
         if not isinstance(playbook, str):
             play = {"hosts": "localhost", "gather_facts": False, "module_defaults": self.defaults, "tasks": playbook}
             path = self.folder / "play.yml"
