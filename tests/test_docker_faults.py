@@ -120,7 +120,7 @@ def test_every_refusal_is_told_as_what_it_means(own_docker: OwnEngine, line: Wir
 def test_without_the_sdk_it_says_what_to_install(docker: Engine, controller: Controller, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     inventory = tmp_path / "inventory.yml"
-    inventory.write_text(inventory.read_text().replace(sys.executable, str(tmp_path / "bare/bin/python")))
+    inventory.write_text(inventory.read_text().replace(controller.python, str(tmp_path / "bare/bin/python")))
     for module, options in (("docker_limits", {"container": "app", "cpus": 1}), ("docker_usage_info", {})):
         (answer,) = controller.play([{f"homelab.healer.{module}": options}]).answers(f"homelab.healer.{module}")
         assert answer["error"]["code"] == "missing_library"

@@ -402,7 +402,7 @@ def test_what_nobody_foresaw_is_told_in_its_own_words(pve: Proxmox) -> None:
 def test_without_the_library_it_says_what_to_install(pve_controller: Controller, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     inventory = tmp_path / "inventory.yml"
-    inventory.write_text(inventory.read_text().replace(sys.executable, str(tmp_path / "bare/bin/python")))
+    inventory.write_text(inventory.read_text().replace(pve_controller.python, str(tmp_path / "bare/bin/python")))
     asked: dict[str, dict[str, t.Any]] = {
         "lxc_resources": {"memory": 4096},
         "lxc_snapshot": {"name": "made"},
