@@ -313,7 +313,7 @@ def test_an_answer_that_cannot_be_read_is_none(house: House, left: t.Callable[[]
 def test_a_run_without_a_terminal_waits_for_nobody(house: House) -> None:
     """That there is none is found out by asking there, when the question is in the ledger already."""
     house.configure(None)
-    house.policy(channels=["prompt"], wait="1h")
+    house.policy(channels=["prompt"], wait="20s")
     question, _decision = house.planned()
     mine = {name: question[name] for name in ("remediation", "fence")}
     assert house.call("asked", prompt=True, **mine)["word"] == "waiting"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+import tty
 import typing as t
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,8 +32,6 @@ ANN = {"user": "ann", "machine": "laptop", "job": ""}
 CHANGE: dict[str, t.Any] = {"vmid": 201, "cores": 2, "lxc_resources_snapshot": False, "remediate_pause": 0}
 """What the runs ask about: a container's second core."""
 PATIENCE = 120.0
-LOCAL_MODES = 3
-"""Where termios keeps them."""
 
 
 def _take_terminal() -> None:
@@ -183,7 +182,7 @@ class House:
                 if select.select([master], [], [], 1)[0]:
                     shown += os.read(master, 65536).decode(errors="replace")
                 # Ansible drops what is typed before it listens, so it is typed again while it still does.
-                listens = not termios.tcgetattr(master)[LOCAL_MODES] & termios.ICANON
+                listens = not termios.tcgetattr(master)[tty.LFLAG] & termios.ICANON
                 if listens and "anything else denies:" in shown and time.monotonic() - typed_at > 3:
                     os.write(master, typed(shown).encode())
                     typed_at = time.monotonic()

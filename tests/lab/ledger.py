@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import sqlite3
@@ -66,14 +67,14 @@ def chain(vmid: int = 201, memory: int = 1024, was: int = 512, **more: t.Any) ->
     return {"plan": [step], "undo": undo, "point_of_return": [], "probes": [], "baseline": [], "settings": {}}
 
 
-class Store:
+class Store(abc.ABC):
     """Where a ledger is, the options for it, and a way past it to its tables."""
 
     options: Facts
 
+    @abc.abstractmethod
     def sql(self, statement: str, *values: t.Any) -> list[tuple[t.Any, ...]]:
         """Do to its tables what nobody should; ``?`` stands for a value."""
-        raise NotImplementedError
 
     def fill(self, table: str, rows: t.Sequence[tuple[t.Any, ...]]) -> None:
         """Put these rows in the place of a table's own."""
@@ -101,15 +102,15 @@ class Store:
     def rows(self, table: str) -> list[tuple[t.Any, ...]]:
         return self.sql(f"SELECT * FROM {table} ORDER BY 1")
 
+    @abc.abstractmethod
     def insert(self, table: str, rows: t.Sequence[tuple[t.Any, ...]]) -> None:
         """Add many rows at once."""
-        raise NotImplementedError
 
-    def columns(self, table: str) -> list[str]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def columns(self, table: str) -> list[str]: ...
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def close(self) -> None: ...
 
 
 class File(Store):

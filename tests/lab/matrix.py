@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import argparse
 import contextlib
 import queue
@@ -114,7 +115,7 @@ recovered while it still hangs. The ledger's host is gone from each step on that
 """
 
 
-class Site:
+class Site(abc.ABC):
     """Where a remedy heals: what its target is like, and the trouble that can be made there."""
 
     def __init__(self, folder: Path) -> None:
@@ -124,53 +125,55 @@ class Site:
         self.written = threading.Event()
         self.killed = threading.Event()
 
-    def controller(self, folder: Path) -> Controller:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def controller(self, folder: Path) -> Controller: ...
 
+    @abc.abstractmethod
     def begin(self, remedy: Remedy) -> None:
         """Put the target into the trouble that the remedy heals."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def state(self) -> State:
         """All that remedies change."""
-        raise NotImplementedError
 
     def spoil(self) -> None:
-        """Let the change do harm, so that its verification fails."""
+        """Let the change do harm, so that its verification fails; only what can be put back is asked to."""
+        raise LabError(f"no change of {type(self).__name__} can be put back")
 
-    def unreachable(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def unreachable(self) -> None: ...
 
+    @abc.abstractmethod
     def error(self) -> None:
         """Let the next write fail."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def lose(self) -> None:
         """Let the next write be carried out, and its reply be lost."""
-        raise NotImplementedError
 
     def stick(self) -> None:
-        """Let the next task hang."""
-        raise NotImplementedError
+        """Let the next task hang; only where a step waits for one."""
+        raise LabError(f"nothing of {type(self).__name__} waits for a task")
 
+    @abc.abstractmethod
     def watch(self) -> None:
         """Look out for the next write."""
-        raise NotImplementedError
 
     def until_it_writes(self) -> None:
         if not self.written.wait(60):
             raise LabError("nothing was written")
 
+    @abc.abstractmethod
     def clear(self) -> None:
         """Let no trouble remain, and what hangs come to its end."""
-        raise NotImplementedError
 
     def left_behind(self) -> list[str]:
         """Snapshots and locks that were not there before."""
         return []
 
     def close(self) -> None:
-        pass
+        """Let nobody wait any more for a run to be killed."""
+        self.killed.set()
 
 
 class Cluster(Site):
