@@ -124,8 +124,8 @@ class Controller:
 
     def play(self, playbook: str | list[dict[str, t.Any]], *arguments: str, wrap: t.Sequence[str] = (), collections: Path = ROOT, **variables: t.Any) -> Run:
         """Run a playbook by its name, or from the tasks of a play on the controller."""
-        if collections != ROOT:
-            variables["ansible_python_interpreter"] = sys.executable  # one that has loaded nothing of ours
+        if wrap or collections != ROOT:
+            variables["ansible_python_interpreter"] = sys.executable  # one that is inside the wrapping, and has loaded nothing of ours
         if not isinstance(playbook, str):
             play = {"hosts": "localhost", "gather_facts": False, "module_defaults": self.defaults, "tasks": playbook}
             path = self.folder / "play.yml"
