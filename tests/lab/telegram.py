@@ -145,6 +145,8 @@ class Bot:
         self.chats = set(chats)
         self.ca: str | None = None
         self.webhook = False
+        self.other_reader = False
+        """Whether somebody else reads all the time, who always gets the turn."""
         self.slow = 0.0
         """Seconds before each answer."""
         self._secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
@@ -413,6 +415,8 @@ class Bot:
     async def _get_updates(self, params: Params) -> t.Any:
         if self.webhook:
             raise Refusal(409, WEBHOOK)
+        if self.other_reader:
+            raise Refusal(409, OTHER_READER)
         offset, limit, wait = _number(params, "offset"), _number(params, "limit", 100), _number(params, "timeout")
         if isinstance(allowed := _json(params.get("allowed_updates")), list):
             self._allowed = allowed
