@@ -144,7 +144,8 @@ class Groups:
             cache=stat["total_cache"],
             swap=max(0, both - used),
             cpu=int(self._read("cpuacct", "cpuacct.usage")) / 1e9,
-            limit_hits=int(self._read("memory", "memory.failcnt")),
+            # Without swap both limits are the same, and the one of memory and swap together is asked first.
+            limit_hits=sum(int(self._read("memory", f"memory.{name}failcnt")) for name in ("", "memsw.")),
             major_faults=stat["total_pgmajfault"],
             kills=sum(self._kills(path) for path in self.file("memory", "").rglob("memory.oom_control")),  # a group's own only
             read=moved["Read"],
