@@ -78,6 +78,11 @@ class Container:
         told = self._run("lxc-info", "-p", "-H", check=False).stdout.strip()
         return int(told) if told.isdigit() else 0
 
+    def seconds(self) -> float:
+        """For how long it has run."""
+        began = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[19]  # in ticks since the machine was booted
+        return float(Path("/proc/uptime").read_text().split()[0]) - int(began) / os.sysconf("SC_CLK_TCK")
+
     @property
     def running(self) -> bool:
         return self.pid != 0

@@ -58,10 +58,15 @@ def alone(name: str) -> t.Iterator[None]:
         yield
 
 
+def kept() -> Path:
+    """Where the root file system is kept as a tar file, if it was built on this machine."""
+    what = repr((FORMAT, RELEASE, BASE, POSTGRES, IDLE, USELESS, SETTINGS))
+    return CACHE / f"{RELEASE}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.tar"
+
+
 def archive() -> Path:
     """The root file system as a tar file; built where there is none yet, which takes some minutes."""
-    what = repr((FORMAT, RELEASE, BASE, POSTGRES, IDLE, USELESS, SETTINGS))
-    path = CACHE / f"{RELEASE}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.tar"
+    path = kept()
     with alone("rootfs"):
         if not path.exists():
             _build(path)

@@ -74,8 +74,11 @@ class Squeezed:
             self._held += 1
 
     @contextlib.contextmanager
-    def at_work(self, seconds: int = 300) -> t.Iterator[None]:
-        """Let pgbench and the counting client work meanwhile; neither may be disturbed, and what was committed has to be there at the end."""
+    def at_work(self, seconds: int = 1200) -> t.Iterator[None]:
+        """Let pgbench and the counting client work meanwhile, so many seconds at the most.
+
+        Raises LabError where either was disturbed, a session was ended, or what was committed is not there at the end.
+        """
         self._log.unlink(missing_ok=True)
         work = ["--client", str(CLIENTS), "--rate", str(RATE), "--time", str(seconds), "--no-vacuum"]
         command = [self._pgbench(), *work, "--host", self.socket, "--username", "postgres", "postgres"]

@@ -40,6 +40,10 @@ class Real:
     def pid(self) -> int:
         return self._container.pid
 
+    def seconds(self) -> float:
+        """For how long it has run, in real time."""
+        return self._container.seconds()
+
     def start(self, limits: Limits) -> int:
         """Start it, unless it runs and is only to be taken over; its pid."""
         if not self._container.running:

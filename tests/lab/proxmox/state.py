@@ -101,6 +101,8 @@ def _storage_for(world: World, node: str) -> str | None:
 def _let_run(world: World, guest: Guest, since: float, facts: Document) -> None:
     """As if the guest had been started then."""
     world.start(guest)
+    if guest.real:
+        since = world.now() - guest.real.seconds()
     guest.started = guest.grows_from = since
     guest.kernel = dataclasses.replace(guest.kernel, **facts.get("kernel", {}))
     guest.history = type(guest.history)()
