@@ -95,6 +95,9 @@ class Container:
         hostname = (self.root / "etc/hostname").read_text().strip()
         lines = [CONFIG.format(root=self.root, hostname=hostname), *(f"lxc.{key} = {value}\n" for key, value in self._limits(limits))]
         config.write_text("".join(lines))
+        until = time.monotonic() + 10
+        while self.groups.file("memory", "").exists() and time.monotonic() < until:
+            time.sleep(0.02)  # those of its last run: LXC would make new ones of another name beside them
         self._run("lxc-start", "-d", "-o", str(self._log), "-l", "NOTICE")
 
     def _limits(self, limits: Limits) -> t.Iterator[tuple[str, object]]:
@@ -127,9 +130,12 @@ class Container:
         return not self.running or self._run("lxc-stop", "--nokill", "-t", str(seconds), check=False, patience=seconds + 30).returncode == 0
 
     def kill(self) -> None:
+        if not self.running:
+            return
+        self.thaw()  # the signal would wait for that
+        done = self._run("lxc-stop", "--kill", check=False)
         if self.running:
-            self.thaw()  # the signal would wait for that
-            self._run("lxc-stop", "--kill", check=self.running)
+            raise LabError(f"container {self.vmid} cannot be killed: {done.stdout}{done.stderr}")
 
     def freeze(self) -> None:
         self._run("lxc-freeze")
@@ -343,7 +349,7 @@ def _demand() -> None:
 
 
 def _mount(folder: Path) -> None:
-    """A new btrfs file system on a sparse file, without the file's own cache, which would count as the containers' memory."""
+    """A new btrfs file system on a sparse file; without the file's own cache where that can be, as it would count as the containers' memory."""
     file, disk = folder / "disk.btrfs", folder / "disk"
     with file.open("wb") as sparse:
         sparse.truncate(DISK)
@@ -351,7 +357,10 @@ def _mount(folder: Path) -> None:
     device = ""
     try:
         _must("mkfs.btrfs", "--quiet", str(file))
-        device = _must("losetup", "--find", "--show", "--direct-io=on", str(file)).strip()
+        try:
+            device = _must("losetup", "--find", "--show", "--direct-io=on", str(file)).strip()
+        except NoContainers:  # there are file systems that cannot
+            device = _must("losetup", "--find", "--show", str(file)).strip()
         _must("mount", "-t", "btrfs", "-o", "noatime", device, str(disk))
     finally:
         if device:  # it goes as soon as nothing is mounted from it

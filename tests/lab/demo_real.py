@@ -10,18 +10,12 @@ from pathlib import Path
 from tests.lab.containers import Containers, containers
 from tests.lab.demo_lxc import TOKEN, ProxmoxStory
 from tests.lab.playbooks import Controller
-from tests.lab.proxmox.client import Proxmox, proxmox
-from tests.lab.proxmox.fixtures import node_of_containers
+from tests.lab.proxmox.client import Proxmox
+from tests.lab.realnode import DATABASE, LARGE, SMALL, WEB, boot, serve
 from tests.lab.rootfs import kept
 from tests.lab.squeeze import Squeezed
 from tests.lab.telling import expect, paint
 
-DATABASE, WEB = 200, 201
-SMALL, LARGE = 768, 1536  # MiB
-GUESTS: dict[int, dict[str, t.Any]] = {
-    DATABASE: {"hostname": "postgres", "memory": SMALL, "swap": 256, "cores": 1, "tags": "database"},
-    WEB: {"hostname": "web", "memory": 256, "swap": 64, "cores": 1, "tags": "web"},
-}
 PRECIOUS = "/srv/precious"
 
 
@@ -31,12 +25,8 @@ def node() -> t.Iterator[tuple[Containers, Proxmox]]:
     if not kept().exists():
         print("Making a Debian for the containers, once on this machine: some minutes.", flush=True)
     with containers() as lab:
-        for vmid, config in GUESTS.items():
-            limits = {name: config[name] for name in ("memory", "swap", "cores")}
-            lab.create(vmid, image="postgres" if vmid == DATABASE else "debian", hostname=config["hostname"], **limits).start(lab.wanted(vmid))
-        for vmid in GUESTS:
-            lab[vmid].wait()
-        with proxmox(node_of_containers(GUESTS), containers=lab.folder, cgroup=lab.version, speed=20) as pve:
+        boot(lab)
+        with serve(lab) as pve:
             yield lab, pve
 
 

@@ -38,6 +38,9 @@ class Squeezed:
         self._sessions: list[Connection] = []
         self._held = 0
         self.pid = container.pid
+        # A machine that swaps shall not put aside what is held.
+        for path in container.groups.file("memory", "").rglob("memory.swappiness"):
+            path.write_text("0")
         self.socket = f"/proc/{self.pid}/root/run/postgresql"
 
     def connect(self) -> Connection:

@@ -104,7 +104,7 @@ class Real:
 
     def moved(self) -> dict[str, int]:
         """Bytes of the disk and of disks' transfers, as ``status/current`` shows them."""
-        seen, disk = self.figures(), os.statvfs(self._container.root)
+        seen, disk = self.figures(), os.statvfs(self._container.disk)
         used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
         return {"disk": used, "maxdisk": disk.f_blocks * disk.f_frsize, "diskread": seen.read, "diskwrite": seen.written, "netin": 0, "netout": 0}
 
