@@ -64,6 +64,7 @@ def tell(folder: Path) -> None:
 
 def _squeezed(story: RealStory) -> None:
     story.chapter("What is wrong: PostgreSQL is at the limit of container 200, while pgbench works and a client counts its commits")
+    story.database.wait_until_short()
     story.counts()
     story.usage()
     story.chapter("The plan: what would be done, and nothing is")

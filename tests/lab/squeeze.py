@@ -138,6 +138,13 @@ class Squeezed:
         time.sleep(seconds)
         return self.container.groups.figures().limit_hits - before
 
+    def wait_until_short(self, patience: float = 60) -> None:
+        """Until the clients' work has filled what the sessions leave, so that the limit is reached again and again."""
+        limit = time.monotonic() + patience
+        while not self.hits(1):
+            if time.monotonic() > limit:
+                raise LabError(f"the database is not short of memory after {patience:.0f} s: {self.container.groups.figures()}")
+
     def end(self) -> None:
         """End the sessions that hold memory."""
         for session in self._sessions:
