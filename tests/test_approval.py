@@ -310,6 +310,18 @@ def test_an_answer_that_cannot_be_read_is_none(house: House, left: t.Callable[[]
     assert "nobody answered in time (cannot getUpdates at " in told["why"]
 
 
+def test_a_run_without_a_terminal_waits_for_nobody(house: House) -> None:
+    """That there is none is found out by asking there, when the question is in the ledger already."""
+    house.configure(None)
+    house.policy(channels=["prompt"], wait="1h")
+    question, _decision = house.planned()
+    mine = {name: question[name] for name in ("remediation", "fence")}
+    assert house.call("asked", prompt=True, **mine)["word"] == "waiting"
+    told = house.call("asked", **mine)
+    assert told["word"] == "denied"
+    assert told["why"].startswith("its run has no terminal, and nobody can be asked by prompt")
+
+
 def test_where_somebody_may_answer_by_command_telegram_is_not_needed(house: House) -> None:
     house.server.down()
     question, _decision = house.planned()

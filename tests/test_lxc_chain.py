@@ -205,6 +205,7 @@ def test_each_remedy_says_what_it_knows_of_its_container(pve: Proxmox, pve_contr
     state["guests"]["200"]["snapshots"] = {"before": {}}
     pve.reset({**state, "pools": {"db": [200]}})
     pve.backup([200], seconds=100_000)
+    pve.set_guest(200, lock=None)  # which a plan would wait for
     run = pve_controller.play(f"homelab.healer.{playbook}", "--check", vmid=200, **REMEDIES[playbook])
     target = run.record["target"]
     assert (target["id"], target["node"], target["tags"], target["hostname"]) == (200, "pve1", ["database"], "postgres"), run.output

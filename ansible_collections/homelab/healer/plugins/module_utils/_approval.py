@@ -255,7 +255,9 @@ def ask(ledger: Ledger, remediation: str, fence: int, *, options: Facts, prompt:
         return told
     if new and row.state == "asked" and "telegram" in asked["ways"]:
         _send(ledger, row, asker, question, nonce)
-    if not prompt:
+    if not prompt and not new and asked.get("ways") == ["prompt"] and _left(ledger, row, asked) > 1:
+        _give_up(ledger, row, asker, asked)
+    elif not prompt:
         _wait(ledger, row, asker, asked, new)
     with ledger.turn(writing=False):
         row = ledger.get(remediation)
@@ -279,10 +281,21 @@ def _put(ledger: Ledger, row: Remediation, asker: Asker, nonce: str, prompt: boo
         nonce = hashed(nonce) if "telegram" in ways else ""
         times = dict(until=now + how["wait"] + SLACK, expires=now + how["expires"], wait=how["wait"], on_timeout=how["on_timeout"])
         return project(row, ledger.append("asked", row.id, plan_id=row.plan_id, nonce=nonce, channels=how["channels"], ways=ways, **times))
-    trouble = f": {asker.trouble}" if "telegram" in how["channels"] and asker.trouble else ""
-    why = _clock(ledger) if late else f"nobody can be asked by {', '.join(how['channels'])}{trouble}"
+    why = _clock(ledger) if late else _nobody(asker, how)
     _gate.close(ledger, row, "denied", why, {})
     return replace(row, state="denied", why=why)
+
+
+def _nobody(asker: Asker, asked: Facts) -> str:
+    return f"nobody can be asked by {', '.join(asked['channels'])}{_trouble(asker, asked)}"
+
+
+def _give_up(ledger: Ledger, row: Remediation, asker: Asker, asked: Facts) -> None:
+    """End a question that only a terminal could answer, where the run has none after all or has ended."""
+    with ledger.turn():
+        row = ledger.get(row.id)
+        if row.state == "asked":
+            _gate.close(ledger, row, "denied", f"its run has no terminal, and {_nobody(asker, asked)}", {})
 
 
 def _clock(ledger: Ledger) -> str:
