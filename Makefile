@@ -6,8 +6,9 @@ COLLECTION := ansible_collections/homelab/healer
 
 .PHONY: demo test test-all matrix bench lint format clean ready
 
+# LAB=lxc: a story in real Linux containers.
 demo: ready
-	@$(PYTHON) -m tests.lab.demo
+	@$(PYTHON) -m tests.lab.demo $(LAB)
 
 # What measures has the machine to itself; the rest runs two at a time.
 test: ready

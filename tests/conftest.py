@@ -20,7 +20,16 @@ NO_ENGINE = "no Docker Engine can run here"
 NO_DEBIAN = "no PostgreSQL of Debian can run here"
 NO_EMBEDDED = "no PostgreSQL out of a wheel can run here"
 NO_BROWSER = "no browser can run here"
-WANTED = {NO_ENGINE: "Docker containers", NO_BROWSER: "the report in a browser", NO_DEBIAN: "Debian's PostgreSQL", NO_EMBEDDED: "the newer PostgreSQL"}
+NO_CONTAINERS = "no real Linux containers can run here"
+OTHER_CGROUP = "the machine has the other version of control groups"
+WANTED = {
+    NO_ENGINE: "Docker containers",
+    NO_BROWSER: "the report in a browser",
+    NO_DEBIAN: "Debian's PostgreSQL",
+    NO_EMBEDDED: "the newer PostgreSQL",
+    NO_CONTAINERS: "real Linux containers",
+    OTHER_CGROUP: "real limits by the other version of control groups",
+}
 """Why tests are skipped that others count on, and what they are tests of."""
 
 
@@ -36,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
         elif item.path.stem == "test_pg_bloat":
             item.add_marker(pytest.mark.xdist_group("bloat"))
+        elif item.path.stem == "test_lxc_real":
+            item.add_marker(pytest.mark.xdist_group("containers"))
 
 
 @pytest.fixture(scope="session")

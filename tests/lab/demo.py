@@ -1,7 +1,7 @@
 """The stories that the collection heals, told for real: ``make demo``.
 
 A runaway container on a Docker Engine; a database that runs out of memory on a simulated Proxmox VE, and a bloated table in a real PostgreSQL, which need
-no root.
+no root. ``make demo LAB=lxc`` tells the second one in real Linux containers instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from tests.lab import demo_docker, demo_lxc, demo_pg
+from tests.lab import demo_docker, demo_lxc, demo_pg, demo_real
 from tests.lab.engine import LabError, NoEngine, docker_engine
 from tests.lab.postgres import NoPostgres, postgres
 from tests.lab.proxmox.client import proxmox
@@ -24,9 +24,12 @@ def main() -> t.NoReturn:
     missed: list[str] = []
     try:
         with tempfile.TemporaryDirectory(prefix="healer-demo-") as folder:
-            tell_of_a_runaway_container(_made(Path(folder) / "docker"), missed)
-            tell_of_a_database(_made(Path(folder) / "lxc"))
-            tell_of_a_bloated_table(_made(Path(folder) / "pg"), missed)
+            if sys.argv[1:] == ["lxc"]:
+                demo_real.tell(Path(folder))
+            else:
+                tell_of_a_runaway_container(_made(Path(folder) / "docker"), missed)
+                tell_of_a_database(_made(Path(folder) / "lxc"))
+                tell_of_a_bloated_table(_made(Path(folder) / "pg"), missed)
     except LabError as error:
         sys.exit(f"The demo could not be told: {error}")
     print(f"\nTold in {time.monotonic() - began:.0f} s; nothing of it is left running.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 import typing as t
 from pathlib import Path
 
@@ -40,9 +41,13 @@ class ProxmoxStory(Story):
 
     def heal(self, *arguments: str, **variables: t.Any) -> Run:
         """Run the playbook, showing the command that anybody can type."""
+        return self.play("heal_lxc_memory", *arguments, hidden=LOOKS, **variables)
+
+    def play(self, playbook: str, *arguments: str, hidden: t.Mapping[str, t.Any] = types.MappingProxyType({}), **variables: t.Any) -> Run:
+        """Run one of the collection's playbooks, showing the command but for what is ``hidden``."""
         given = [word for name, value in variables.items() for word in ("-e", f"{name}={value}")]
-        self.command("ansible-playbook", "homelab.healer.heal_lxc_memory", *given, *arguments)
-        run = self.controller.play("homelab.healer.heal_lxc_memory", *arguments, **{**LOOKS, **variables})
+        self.command("ansible-playbook", f"homelab.healer.{playbook}", *given, *arguments)
+        run = self.controller.play(f"homelab.healer.{playbook}", *arguments, **{**hidden, **variables})
         if not run.record:
             raise LabError(run.output)
         return run

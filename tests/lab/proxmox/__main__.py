@@ -17,10 +17,12 @@ from pathlib import Path
 import trustme
 from aiohttp import web
 
+from tests.lab.containers import Containers
 from tests.lab.proxmox import fixtures, state
 from tests.lab.proxmox.clock import Clock
 from tests.lab.proxmox.control import Control
 from tests.lab.proxmox.model import World
+from tests.lab.proxmox.real import Real
 from tests.lab.proxmox.server import Api
 
 PR_SET_PDEATHSIG = 1
@@ -39,6 +41,9 @@ class Service:
     def _world(self, document: dict[str, t.Any]) -> World:
         """A world in a document's state; tokens keep their secrets from one state to the next, so that clients go on."""
         world = World(self._options.release, self._options.cgroup, Clock(self._options.speed))
+        if self._options.containers:
+            lab = Containers(Path(self._options.containers))
+            world.real = {vmid: Real(lab[vmid]) for vmid in lab.numbers()}
         state.load(world, document)
         for full, facts in document.get("tokens", {}).items():
             user, _, name = full.partition("!")
@@ -51,6 +56,12 @@ class Service:
         world = self._world(self._initial if document is None else document)
         await self.api.tasks.stop()
         self.api.replace_world(world)
+
+    async def watch(self) -> None:
+        """Let pvestatd make its rounds: what real containers use is known at the moment only."""
+        while True:
+            await self.api.world.clock.sleep(self.api.world.until_tick())
+            self.api.world.catch_up()
 
     def facts(self, port: int, control: int, authority: Path) -> dict[str, t.Any]:
         """The line that tells clients how to connect: the token is root's, or the first one."""
@@ -78,6 +89,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fixture", choices=["recordings"], help="begin in a state that is built in")
     parser.add_argument("--release", choices=["8.4", "9.2"], default="9.2")
     parser.add_argument("--cgroup", type=int, choices=[1, 2])
+    parser.add_argument("--containers", help="the folder of the lab whose real containers the guests of the same numbers are")
     parser.add_argument("--speed", type=float, default=1.0, help="simulated seconds per real one")
     options = parser.parse_args(arguments)
     if options.cgroup is None:
@@ -92,7 +104,10 @@ async def serve(options: argparse.Namespace, folder: Path) -> None:
     api = await _listen(service.api.server, host, int(port), context)
     control = await _listen(service.control.server, "127.0.0.1", 0, None)
     print(json.dumps(service.facts(api, control, authority)), flush=True)
+    watch = asyncio.create_task(service.watch()) if options.containers else None
     await _end()
+    if watch:
+        watch.cancel()
     await service.api.tasks.stop()
 
 

@@ -163,15 +163,26 @@ class Proxmox:
 
 @contextlib.contextmanager
 def proxmox(
-    state: dict[str, t.Any] | None = None, *, release: str = "9.2", cgroup: int = 2, speed: float = 100, fixture: str | None = None
+    state: dict[str, t.Any] | None = None,
+    *,
+    release: str = "9.2",
+    cgroup: int = 2,
+    speed: float = 100,
+    fixture: str | None = None,
+    containers: Path | None = None,
 ) -> t.Iterator[Proxmox]:
-    """A server in this state (the homelab's without one), stopped at the end. ``speed`` is simulated seconds per real one."""
+    """A server in this state (the homelab's without one), stopped at the end. ``speed`` is simulated seconds per real one.
+
+    ``containers`` is the folder of a lab whose real containers the guests of the same numbers shall be.
+    """
     with tempfile.TemporaryDirectory(prefix="proxmox-lab-") as folder:
         command = [sys.executable, "-m", "tests.lab.proxmox", "--listen", "127.0.0.1:0", "--release", release, "--cgroup", str(cgroup), "--speed", str(speed)]
         if state is not None:
             file = Path(folder) / "state.json"
             file.write_text(json.dumps(state), encoding="utf-8")
             command += ["--state", str(file)]
+        if containers:
+            command += ["--containers", str(containers)]
         if fixture:
             command += ["--fixture", fixture]
         with _started(command) as process:

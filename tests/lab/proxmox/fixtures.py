@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 Document = dict[str, t.Any]
@@ -98,6 +99,26 @@ def homelab() -> Document:
             for kind, who in (("user", "healer@pve"), ("token", "healer@pve!healer"))
         ],
     }
+
+
+def node_of_containers(guests: t.Mapping[int, Document]) -> Document:
+    """A node whose guests are a lab's real containers, with the homelab's tokens. ``guests`` are their configurations by number."""
+    state = homelab()
+    state["nodes"] = {"pve1": {"memory": 16384, "cpus": os.cpu_count() or 1, "used": 1400}}
+    state["storages"] = {"local-btrfs": {"type": "btrfs", "total": 100, "used": 10}}
+    state["guests"] = {
+        str(vmid): {
+            "node": "pve1",
+            "status": "running",
+            "config": _container(
+                config.get("hostname", f"CT{vmid}"),
+                f"local-btrfs:{vmid}/subvol-{vmid}-disk-0.subvol,size=16G",
+                **{"memory": 512, "swap": 0, **{key: value for key, value in config.items() if key != "hostname"}},
+            ),
+        }
+        for vmid, config in guests.items()
+    }
+    return state
 
 
 def _container(hostname: str, rootfs: str, **keys: t.Any) -> Document:

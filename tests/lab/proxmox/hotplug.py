@@ -18,6 +18,9 @@ MOUNT = re.compile(r"mp\d+")
 DEVICE = re.compile(r"dev\d+")
 
 
+FILES = {"memory": {1: "memory.limit_in_bytes", 2: "memory.max"}, "cpu": {1: "cpu.cfs_quota_us", 2: "cpu.max"}}
+
+
 class Skipped(Exception):
     """An option that only a start applies."""
 
@@ -100,6 +103,8 @@ class Hotplug:
         if key == "swap":
             self._set_memory(kernel.memory, 0)
         elif key == "cpulimit":
+            if guest := self._guest.real:
+                self._ask_kernel("cpu", lambda: guest.set_quota(0.0))
             kernel.cpulimit = 0.0
         elif key == "cpuunits":
             kernel.cpuunits = default_units(self._world)
@@ -125,19 +130,33 @@ class Hotplug:
     def _set_quota(self, limit: float) -> None:
         """A limit of nothing is not the absence of a limit, and the kernel wants a quota of a millisecond at least."""
         if int(100000 * limit) < SHORTEST_QUOTA:
-            vmid = self._guest.vmid
-            files = {1: f"/sys/fs/cgroup/cpu//lxc/{vmid}/cpu.cfs_quota_us", 2: f"/sys/fs/cgroup//lxc/{vmid}/cpu.max"}
-            raise Refused(f"closing file '{files[self._world.cgroup]}' failed - Invalid argument")
+            raise self._refused("cpu", "Invalid argument")
+        if guest := self._guest.real:
+            self._ask_kernel("cpu", lambda: guest.set_quota(limit))
         self._guest.kernel.cpulimit = limit
 
     def _set_memory(self, memory: int, swap: int) -> None:
         guest, world = self._guest, self._world
-        if world.cgroup == 1:
+        if real := guest.real:
+            self._ask_kernel("memory", lambda: real.set_memory(memory, swap))
+            guest.kernel.memory, guest.kernel.swap = memory, swap
+        elif world.cgroup == 1:
             used = world.usage(guest, world.now())
             if used.memory + used.swap > (memory + swap) * 2**20 or (used.memory > memory * 2**20 and not swap):
-                file = f"/sys/fs/cgroup/memory//lxc/{guest.vmid}/memory.limit_in_bytes"
-                raise Refused(f"closing file '{file}' failed - Device or resource busy")
+                raise self._refused("memory", "Device or resource busy")
             guest.kernel.memory, guest.kernel.swap = memory, swap
         else:
             world.shrink_memory(guest, memory, swap)
         self._memory_done = True
+
+    def _ask_kernel(self, controller: str, write: t.Callable[[], None]) -> None:
+        """Let the kernel decide about a real container."""
+        try:
+            write()
+        except OSError as error:
+            raise self._refused(controller, error.strerror or "") from error
+
+    def _refused(self, controller: str, reason: str) -> Refused:
+        cgroup = self._world.cgroup
+        below = f"{controller}/" if cgroup == 1 else ""
+        return Refused(f"closing file '/sys/fs/cgroup/{below}/lxc/{self._guest.vmid}/{FILES[controller][cgroup]}' failed - {reason}")

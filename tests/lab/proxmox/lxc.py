@@ -22,7 +22,7 @@ from tests.lab.proxmox.config import (
     shown,
 )
 from tests.lab.proxmox.errors import ApiError, TaskError, deny, die, refuse
-from tests.lab.proxmox.model import Flock, Guest, task_error
+from tests.lab.proxmox.model import TICK, Flock, Guest, task_error
 from tests.lab.proxmox.schema import (
     BOOLEAN,
     CONFIG_IDS,
@@ -136,6 +136,7 @@ def qemu_current(call: Call) -> dict[str, t.Any]:
 
 
 def _current(call: Call, guest: Guest) -> dict[str, t.Any]:
+    call.world.look(guest)
     shown_now = call.world.status(guest, call.world.now(), sampler="current")
     return shown_now | {"ha": {"managed": 1, "state": "started", **guest.ha} if guest.ha else {"managed": 0}}
 
@@ -156,6 +157,8 @@ def rrddata(call: Call) -> list[dict[str, t.Any]]:
         raise die(f"RRD error: opening '/var/lib/rrdcached/db/{folder}/{vmid}': No such file or directory")
     frame = usage.frames(world.release)[scope]
     pressure = world.release >= "9" and world.cgroup == 2
+    if guest.real:
+        return guest.real.series(frame, world.now(), TICK, peak=call.text("cf") == "MAX", pressure=pressure)
     return usage.series(guest.history, frame, world.now(), peak=call.text("cf") == "MAX", pressure=pressure)
 
 
@@ -421,6 +424,8 @@ async def _destroy(call: Call, task: Task) -> None:
         if guest.running:
             world.kill(guest)
         await task.work(0.3)
+        if guest.real:
+            guest.real.destroy()
         world.catch_up()
         world.guests.pop(guest.vmid, None)
         for members in world.access.pools.values():

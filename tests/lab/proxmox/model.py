@@ -10,10 +10,12 @@ import math
 import random
 import typing as t
 
+from tests.lab.cgroups import Limits
 from tests.lab.proxmox.access import Access
 from tests.lab.proxmox.clock import Clock
 from tests.lab.proxmox.config import Config, Volume
 from tests.lab.proxmox.errors import TaskError, die
+from tests.lab.proxmox.real import Real
 from tests.lab.proxmox.usage import MIB, History, Stretch, Usage, Workload
 
 GIB = 1024 * MIB
@@ -121,7 +123,7 @@ class Flock:
 
 @dataclasses.dataclass
 class Guest:
-    """A container, or a virtual machine, which is only counted."""
+    """A container, or a virtual machine, which is only counted. With ``real`` it is a real one, and its workload and kernel's limits are not invented."""
 
     vmid: int
     node: str
@@ -137,6 +139,7 @@ class Guest:
     kernel: Kernel = dataclasses.field(default_factory=Kernel)
     dead: bool = False
     frozen: bool = False
+    real: Real | None = None
     oom_kills: int = 0
     ha: dict[str, t.Any] = dataclasses.field(default_factory=dict)
     pid: int = 0
@@ -173,6 +176,7 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.storages: dict[str, Storage] = {}
         self.guests: dict[int, Guest] = {}
+        self.real: t.Mapping[int, Real] = {}  # the containers that guests of these numbers are
         self.templates: dict[str, Workload] = {}
         self.default_workload = Workload()
         self.cluster: str | None = None
@@ -218,10 +222,26 @@ class World:
         for guest in self.guests.values():
             if not self.nodes[guest.node].online or guest.config.lock == "create":
                 continue
+            if guest.real:
+                self.look(guest)
+                guest.real.measure()
             if guest.running and guest.kernel.cores != (cores := self.wanted_cores(guest)):
+                if guest.real:
+                    guest.real.set_cores(cores)
                 guest.kernel.cores = cores
                 self.note(guest, moment)
             self.told[guest.vmid] = (moment, self.status(guest, moment, sampler="pvestatd"))
+            if guest.real:
+                guest.real.remember(*self.told[guest.vmid])
+
+    def look(self, guest: Guest) -> None:
+        """Notice that a real container was started or ended by something else than this server, or by itself."""
+        if guest.real is None or (guest.running == bool(pid := guest.real.pid) and guest.pid == pid):
+            return
+        if guest.running:
+            self._ended(guest)
+        if pid:
+            self.start(guest)
 
     def wanted_cores(self, guest: Guest) -> int:
         """The CPUs that the kernel will grant: no more than the node has."""
@@ -289,6 +309,8 @@ class World:
         guest._settled = now
 
     def usage(self, guest: Guest, moment: float) -> Usage:
+        if guest.real:
+            return guest.real.usage() if guest.running else Usage()
         last = guest.history.last()
         return last.usage(moment) if last else Usage()
 
@@ -310,13 +332,14 @@ class World:
         return guest.config.volumes().get("rootfs")
 
     def start(self, guest: Guest) -> None:
-        """Set a guest going with what its configuration says."""
+        """Set a guest going with what its configuration says; a real one that does not start raises LabError."""
         self.catch_up()
+        pid = guest.real.start(self.limits(self.configured_kernel(guest))) if guest.real else self.pid()
         guest.running, guest.dead, guest.frozen = True, False, False
         guest.started = guest.grows_from = self.now()
         guest.grown = 0.0
         guest.starts += 1
-        guest.pid = self.pid()
+        guest.pid = pid
         guest.kernel = self.configured_kernel(guest)
         self.note(guest)
 
@@ -326,8 +349,18 @@ class World:
         units = int(values.get("cpuunits", "1024" if self.cgroup == 1 else "100"))
         return Kernel(self.wanted_cores(guest), float(values.get("cpulimit", "0")), units, guest.config.memory(), guest.config.swap())
 
+    @staticmethod
+    def limits(kernel: Kernel) -> Limits:
+        """What the control groups of a real container are set to."""
+        return Limits(kernel.memory, kernel.swap, kernel.cores, kernel.cpulimit)
+
     def kill(self, guest: Guest) -> None:
         self.catch_up()
+        if guest.real:
+            guest.real.kill()
+        self._ended(guest)
+
+    def _ended(self, guest: Guest) -> None:
         guest.running, guest.frozen, guest.pid = False, False, 0
         guest.kernel = Kernel()
         self.note(guest)
@@ -370,6 +403,8 @@ class World:
             "diskread": int(load.diskread * seconds),
             "diskwrite": int(load.diskwrite * seconds),
         }
+        if guest.real:
+            shown |= {name: value for name, value in guest.real.moved().items() if guest.running or name == "maxdisk"}
         values = guest.config.current
         shown |= {key: values[key] for key in ("lock", "tags") if key in values}
         if guest.template:

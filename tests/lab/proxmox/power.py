@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import typing as t
 
+from tests.lab.engine import LabError
 from tests.lab.proxmox import hotplug
 from tests.lab.proxmox.access import Identity
 from tests.lab.proxmox.calls import Call, Route, perm
@@ -25,7 +27,10 @@ def index(call: Call) -> list[dict[str, str]]:
 
 def _is_running(call: Call) -> bool:
     guest = call.world.guests.get(call.vmid)
-    return guest is not None and guest.node == call.node and guest.running
+    if guest is None or guest.node != call.node:
+        return False
+    call.world.look(guest)
+    return guest.running
 
 
 def _managed(call: Call) -> bool:
@@ -68,7 +73,10 @@ def boot(world: World, guest: Guest) -> None:
     missing = [volume.name for volume in config.volumes().values() if volume.storage and volume.storage not in world.storages]
     if guest.workload.fails_to_start or missing:
         raise TaskError(f"startup for container '{guest.vmid}' failed")
-    world.start(guest)
+    try:
+        world.start(guest)
+    except LabError:
+        raise TaskError(f"startup for container '{guest.vmid}' failed") from None
 
 
 def stop(call: Call) -> str:
@@ -120,7 +128,7 @@ def _shutdown_body(call: Call) -> t.Callable[[Task], t.Awaitable[None]]:
             guest.check_lock(task_error)
             # who asks without force waits for the container once more, and a little, after the first wait was in vain
             limit = timeout if force else 2 * timeout + 5
-            ends = _time_to_end(guest)
+            ends = await _time_to_end(guest, limit)
             await task.work(min(ends, limit))
             if ends > limit and not force:
                 raise TaskError("container did not stop")
@@ -129,7 +137,10 @@ def _shutdown_body(call: Call) -> t.Callable[[Task], t.Awaitable[None]]:
     return body
 
 
-def _time_to_end(guest: Guest) -> float:
+async def _time_to_end(guest: Guest, limit: int) -> float:
+    """In how many seconds it will have ended by itself; a real one is given its time, and needs no more, or would never end."""
+    if guest.real:
+        return 0.0 if await asyncio.to_thread(guest.real.shut_down, limit) else math.inf
     return math.inf if guest.workload.ignores_term else guest.workload.shutdown
 
 
@@ -141,7 +152,7 @@ def reboot(call: Call) -> str:
     async def body(task: Task) -> None:
         guest = world.container(node, vmid)
         async with world.locked(guest, task_error):
-            await task.work(min(_time_to_end(guest), timeout))
+            await task.work(min(await _time_to_end(guest, timeout), timeout))
             world.kill(guest)
             await world.clock.sleep(guest.workload.start)
             if guest.config.lock:  # nobody looked at it before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import typing as t
 
+from tests.lab.engine import LabError
 from tests.lab.proxmox import power
 from tests.lab.proxmox.calls import Call, Route, perm
 from tests.lab.proxmox.config import Values, clean_description, copied, shown, volumes
@@ -132,6 +134,11 @@ async def _use_storages(world: World, guest: Guest, name: str, operation: str, t
     for storage in used:
         if storage and operation in storage.fail:
             raise TaskError(storage.fail[operation])
+    if guest.real:
+        try:
+            await asyncio.to_thread(guest.real.on_disk, operation, name)
+        except LabError as error:
+            raise TaskError(str(error)) from error
 
 
 # removing

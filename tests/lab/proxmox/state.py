@@ -77,6 +77,7 @@ def add_guest(world: World, vmid: int, facts: Document) -> Guest:
     guest.config.raw = [(key, value) for key, value in facts.get("raw", [])]
     guest.workload = workload(facts.get("workload", {}))
     guest.ha = dict(facts.get("ha", {}))
+    guest.real = world.real.get(vmid)
     guest.oom_kills = facts.get("oom_kills", 0)
     for name in sorted(guest.config.snapshots, key=lambda name: int(guest.config.snapshots[name]["snaptime"])):
         for volume in _volume_names(guest, name):
@@ -100,6 +101,8 @@ def _storage_for(world: World, node: str) -> str | None:
 def _let_run(world: World, guest: Guest, since: float, facts: Document) -> None:
     """As if the guest had been started then."""
     world.start(guest)
+    if guest.real:
+        since = world.now() - guest.real.seconds()
     guest.started = guest.grows_from = since
     guest.kernel = dataclasses.replace(guest.kernel, **facts.get("kernel", {}))
     guest.history = type(guest.history)()
@@ -130,6 +133,7 @@ def _snapshot(guest: Guest, values: Document, now: float) -> Values:
 
 def describe_guest(world: World, guest: Guest) -> Document:
     now = world.now()
+    world.look(guest)
     world.settle(guest, now)
     used = world.usage(guest, now)
     return {
@@ -145,11 +149,11 @@ def describe_guest(world: World, guest: Guest) -> Document:
         "digest": guest.config.digest(),
         "text": guest.config.text(),
         "lock": guest.config.lock,
-        "kernel": dataclasses.asdict(guest.kernel),
+        "kernel": dataclasses.asdict(guest.kernel) | (dataclasses.asdict(guest.real.limits()) if guest.real and guest.running else {}),
         "workload": dataclasses.asdict(guest.workload),
         "started": guest.started if guest.running else None,
         "starts": guest.starts,
-        "oom_kills": guest.oom_kills,
+        "oom_kills": guest.real.figures().kills if guest.real else guest.oom_kills,
         "dead": guest.dead,
         "frozen": guest.frozen,
         "ha": dict(guest.ha),
@@ -217,4 +221,6 @@ def change_guest(world: World, guest: Guest, changes: Document) -> None:
     if guest.running:
         follow = {name: value for name, value in dataclasses.asdict(world.configured_kernel(guest)).items() if name in keys}
         guest.kernel = dataclasses.replace(guest.kernel, **follow | kernel)
+        if guest.real and follow | kernel:
+            guest.real.set_limits(world.limits(guest.kernel))
     world.note(guest)
