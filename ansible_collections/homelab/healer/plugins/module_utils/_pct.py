@@ -64,6 +64,9 @@ LAST_WORDS = 5.0
 JOURNAL = 10
 """Lines of a unit's journal that are worth telling."""
 
+UNRUNNABLE = "it cannot be run"
+"""How the words about a probe begin that can never answer."""
+
 ELSEWHERE = r"^Configuration file 'nodes/(?P<here>[^/']+)/(?:lxc|qemu-server)/(?P<vmid>\d+)\.conf' does not exist"
 NO_PROGRAM = r"^lxc-attach: .*Failed to exec|^(?:lxc-attach|env): .*No such file or directory"
 NO_SYSTEMD = r"has not been booted with systemd"
@@ -214,7 +217,7 @@ class Node:
         if done.code not in OPENRC_WORDS:
             raise refusal(what, vmid, done.err) or TaskFailed(what, why=done.told, fix="Look with pct enter what rc-service says in it.")
         child, pidfile = openrc_files(
-            self.run(vmid, ["cat", *(f"/run/openrc/{kind}" for kind in (f"options/{plain}/child_pid", f"daemons/{plain}/001"))], what).out
+            self.run(vmid, ["cat", *(f"/run/openrc/{kind}" for kind in (f"daemons/{plain}/001", f"options/{plain}/child_pid"))], what).out
         )
         pid = child or (self._number(vmid, pidfile, what) if pidfile else 0)
         born = started_at(self.run(vmid, ["cat", f"/proc/{pid}/stat"], what).out) if pid else ""
@@ -242,6 +245,8 @@ class Node:
             done = self.run(vmid, probe, f"cannot run {probe[0]} in {vmid}", min(self.limit, max(1.0, until - time.monotonic())))
         except TimedOut as error:
             return error.why
+        if done.says(NO_PROGRAM):
+            return f"{UNRUNNABLE}: {done.told}"
         return None if done.code == 0 else f"it ended with {done.code}: {done.told}"
 
     # What changes something

@@ -42,6 +42,7 @@ OF_UNIT = (
     "ExecMainStatus",
     "ActiveEnterTimestamp",
     "StatusText",
+    "RemainAfterExit",
 )
 PROPERTIES = ",".join(OF_UNIT)
 """What systemd is asked about a unit."""
@@ -86,6 +87,7 @@ class Unit:
     result: str = field(default="success", compare=False)
     burst: int = field(default=0, compare=False)
     enabled: str = field(default="", compare=False)
+    remains: bool = field(default=False, compare=False)
     can_reload: bool = field(default=True, compare=False)
     consists_of: tuple[str, ...] = field(default=(), compare=False)
     job: int = field(default=0, compare=False)
@@ -111,9 +113,9 @@ class Unit:
 
     @property
     def up(self) -> bool:
-        """Whether it does its work: a process is there or, of one that is done when it has run, it ran well."""
+        """Whether it does its work: a process is there or, of one that is done when it has run and remains, it ran well."""
         if self.oneshot:
-            return self.result == "success" and (self.active == "active" or (self.active == "inactive" and bool(self.invocation)))
+            return self.active == "active"
         return self.active in ("active", "reloading", "refreshing") and self.sub not in ("exited", "failed", "dead")
 
     @property
@@ -284,6 +286,7 @@ def _unit(block: str) -> Unit:
         result=facts.get("Result", ""),
         burst=int(facts.get("StartLimitBurst") or 0),
         enabled=facts.get("UnitFileState", ""),
+        remains=facts.get("RemainAfterExit", "") == "yes",
         can_reload=facts.get("CanReload", "") == "yes",
         consists_of=tuple(facts.get("ConsistsOf", "").split()),
         job=int((facts.get("Job") or "0").split()[0]),

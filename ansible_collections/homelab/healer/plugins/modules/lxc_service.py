@@ -78,6 +78,7 @@ options:
     default: 1
 notes:
   - The units that one named unit stands for are worked on one after the other. Those of them in another state than O(only_if) are left alone, and named.
+  - A unit that runs once and is done, without C(RemainAfterExit), is refused, as nothing of it could stay up.
   - Nothing can be put back, V(none). The RV(undo) of a restart starts the service, for one that failed half-way.
   - A container that was moved to another node is refused there, and the node named.
 seealso:
@@ -271,8 +272,19 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils._change import Change, Step, plan_each
-from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, HealerError, NotConverged, NotFound, Refused, TaskFailed, TimedOut
-from ansible_collections.homelab.healer.plugins.module_utils._pct import OPTIONS, Node, connect, each
+from ansible_collections.homelab.healer.plugins.module_utils._errors import (
+    Conflict,
+    Denied,
+    HealerError,
+    Invalid,
+    NotConverged,
+    NotFound,
+    Refused,
+    TaskFailed,
+    TimedOut,
+    Unreachable,
+)
+from ansible_collections.homelab.healer.plugins.module_utils._pct import OPTIONS, UNRUNNABLE, Node, connect, each
 from ansible_collections.homelab.healer.plugins.module_utils._run import Module, change_options, run
 from ansible_collections.homelab.healer.plugins.module_utils._services import SANDBOX, Service, Unit, command, numbers, service_facts, unit_name
 from ansible_collections.homelab.healer.plugins.module_utils._sizes import at_most_a_day
@@ -336,13 +348,21 @@ class Act(Step):
 
     def apply(self, client: Node) -> tuple[str, ...]:
         began = time.monotonic()
-        until = began + self.request.timeout
         client.act(self.vmid, self.unit, self.verb, f"cannot {self}", self.request.timeout)
+        try:
+            came = self._see(client, began)
+        except (Conflict, Denied, Invalid, NotFound, Refused, Unreachable) as error:  # these are said where nothing was begun
+            raise TaskFailed(f"did {self}, but could not see how it went", why=f"{error.what}: {error.why}", fix=error.fix) from error
+        return (f"it took {came:.0f} s until {self.unit.id} was up",) if came >= WORTH_TELLING else ()
+
+    def _see(self, client: Node, began: float) -> float:
+        """After how many seconds it was up. Raises where it did not come up, stay up, or answer."""
+        until = began + self.request.timeout
         first = self._up(client, until)
         came = time.monotonic() - began
         self._stays(client, first)
         self._answers(client, until)
-        return (f"it took {came:.0f} s until {self.unit.id} was up",) if came >= WORTH_TELLING else ()
+        return came
 
     def _up(self, client: Node, until: float) -> Unit:
         """The unit as it is when its init is done with it. Raises where it is not up, or not yet when time is up."""
@@ -381,8 +401,8 @@ class Act(Step):
             told = client.answers(self.vmid, self.request.probe, until)
             if told is None:
                 return
-            if time.monotonic() >= until:
-                why = f"it is up, but {self.request.probe[0]} got no answer within {self.request.timeout:.0f} s: {told}{_journal(client, self.vmid, self.unit)}"
+            if time.monotonic() >= until or told.startswith(UNRUNNABLE):
+                why = f"it is up, but {self.request.probe[0]} got no answer: {told}{_journal(client, self.vmid, self.unit)}"
                 raise NotConverged(f"did {self}, but it does not answer", why=why, fix="Look whether the probe is right, or give it a longer timeout.")
             time.sleep(min(POLL_MOST, max(0.0, until - time.monotonic())))
 
@@ -442,6 +462,9 @@ def plan(request: Request, now: t.Sequence[Service]) -> dict[t.Any, Change]:
 def plan_one(request: Request, now: Service) -> Change:
     """What is to be done with the service of one container."""
     verb = VERBS[request.state]
+    if now.asked.oneshot and now.units == (now.asked,) and not now.asked.remains and now.asked.load == "loaded":
+        why = "it runs once and is done (Type=oneshot), so there is no process that could stay up"
+        raise Refused(f"will not {verb} {now.name}", why=why, fix="Start it by its timer, or as a command of its own.")
     for unit in {unit.id: unit for unit in (now.asked, *now.units)}.values():
         _guard_loaded(f"will not {verb} {unit.id} in {now.key}", unit)
     wanted = [unit for unit in now.units if request.state != "started" or (not unit.up and _meant(now, unit))]
@@ -476,7 +499,7 @@ def _steps(request: Request, vmid: int, unit: Unit, verb: str) -> list[Step]:
     if verb == "reload" and not unit.can_reload:
         raise Refused(what, why="it has no way to reload", fix="Restart it.")
     if unit.limited and not request.reset_failed:
-        why = f"systemd starts it no more, as it was started too often ({unit.told}, {unit.restarts} restarts of at most {unit.burst})"
+        why = f"systemd has given up on it: it is {unit.told}, after {unit.restarts} restarts of at most {unit.burst}"
         raise Refused(what, why=why, fix="Find out from its journal why it dies; then set reset_failed=true.")
     forget = [Forget(vmid, unit)] if request.reset_failed and unit.active == "failed" and unit.init == "systemd" else []
     return [*forget, Act(vmid, unit, verb, request)]
