@@ -9,7 +9,7 @@ import typing as t
 import pytest
 
 from ansible_collections.homelab.healer.plugins.module_utils import _pct
-from ansible_collections.homelab.healer.plugins.module_utils._services import PROPERTIES, UNIT, unit_name
+from ansible_collections.homelab.healer.plugins.module_utils._services import PROPERTIES, unit_name
 from ansible_collections.homelab.healer.plugins.modules import lxc_service, lxc_service_info
 from tests.lab.containers import Containers, NoContainers, containers
 from tests.lab.modules import Caller, call, read
@@ -28,7 +28,7 @@ UNITS = {
     "systemd-notify --status=recovering; sleep 12; systemd-notify --ready; sleep 1000'\n",
     "once": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
     "bad-reload": "[Service]\nExecStart=/bin/sleep infinity\nExecReload=/bin/false\n",
-    "bad-file": "[Service]\nExecStart=relative\n",
+    "bad-file": "[Service]\nType=simple\n",
     "by-others-only": "[Unit]\nRefuseManualStart=yes\n[Service]\nExecStart=/bin/sleep infinity\n",
 }
 
@@ -298,19 +298,15 @@ def nonsense(random_: random.Random) -> tuple[str, t.Any]:
 WRAPPER = "#!/bin/sh\nprintf '%s\\036' \"$@\" >> /arrived\nprintf '\\n' >> /arrived\nexec /usr/bin/systemctl \"$@\"\n"
 
 
-def test_no_command_is_run_that_was_not_meant(lab: Containers, whole: bool) -> None:
-    """Random names and numbers: what arrives in the container is exactly what was meant, by the log of what enters it and by its own."""
+def test_no_command_is_run_that_was_not_meant(lab: Containers) -> None:
+    """Ten thousand random names and numbers: what arrives in the container is exactly what was meant, by the log of what enters it and by its own."""
     spy = lab[200].root / "usr/local/bin/systemctl"
     spy.write_text(WRAPPER)
     spy.chmod(0o755)
     random_, start, meant = random.Random(20261125), len(lab.execs()), []
-    limit = 120 if not whole else 10_000
     try:
         for _round in range(10_000):
             name, number = nonsense(random_)
-            good = UNIT.fullmatch(name if name.endswith(".service") else f"{name}.service") and not name.startswith(".service")
-            if good and len(meant) >= limit:
-                continue  # each that is well formed costs a real command
             try:
                 _answer, error = call(lxc_service, check=True, vmid=[number], name=name, state="restarted", exec_timeout=30)
             except AssertionError:  # the options themselves are refused
@@ -319,7 +315,7 @@ def test_no_command_is_run_that_was_not_meant(lab: Containers, whole: bool) -> N
                 meant.append(["exec", "200", "--", "systemctl", "show", f"--property={PROPERTIES}", "--", unit_name(name)])
             else:
                 assert error is not None
-                assert error.code in ("invalid", "not_found")
+                assert error.code in ("invalid", "not_found", "conflict")
     finally:
         spy.unlink()
     assert len(meant) >= 100
