@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ansible_collections.homelab.healer.plugins.module_utils import _pct
 from ansible_collections.homelab.healer.plugins.module_utils._services import PROPERTIES, unit_name
 from ansible_collections.homelab.healer.plugins.modules import lxc_service, lxc_service_info
 from tests.lab.containers import Containers, NoContainers, containers
 from tests.lab.modules import Caller, call, read
+from tests.lab.playbooks import Controller
+from tests.test_documentation import documented_answers, matches, own
 
 POSTGRES, META = "postgresql@15-main.service", "postgresql.service"
 QUERY = ["runuser", "-u", "postgres", "--", "psql", "--cluster", "15/main", "-XAtqw", "-c", "SELECT 1"]
@@ -231,6 +236,30 @@ def test_info(lab: Containers) -> None:
     (unit,) = told["units"]
     assert unit["main_pid"] == int(property_of(lab, POSTGRES, "MainPID"))
     assert any("Started" in line for line in unit["journal"])
+
+
+@pytest.fixture
+def node(lab: Containers, tmp_path: Path) -> Controller:
+    """A controller whose inventory has the node."""
+    controller = Controller(tmp_path)
+    path = tmp_path / "inventory.yml"
+    inventory = yaml.safe_load(path.read_text())
+    inventory["nodes"] = {"hosts": {"pve1": {"ansible_connection": "local", "ansible_python_interpreter": controller.python}}}
+    path.write_text(yaml.safe_dump(inventory))
+    return controller
+
+
+@pytest.mark.parametrize("module", [lxc_service, lxc_service_info], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_example_runs_and_returns_what_is_documented(module: t.Any, node: Controller) -> None:
+    documented_answers(module, copy.deepcopy(yaml.safe_load(module.EXAMPLES)), node)
+
+
+def test_a_failure_returns_what_is_documented(node: Controller) -> None:
+    task = {"homelab.healer.lxc_service": {"vmid": 200, "name": "dies", "state": "started"}, "delegate_to": "pve1"}
+    (answer,) = node.play([task]).answers("homelab.healer.lxc_service")
+    assert answer["msg"].startswith("cannot start dies.service in 200: it was up, and 2.")
+    assert {"changed", "before", "undo", "steps", "error"} <= set(answer)
+    matches(yaml.safe_load(lxc_service.RETURN), own(answer))
 
 
 def test_a_frozen_container_keeps_nobody_waiting(lab: Containers, service: Caller) -> None:

@@ -13,6 +13,7 @@ import yaml
 from tests.lab.containers import Containers, NoContainers, containers
 from tests.lab.playbooks import Controller, Run
 from tests.lab.proxmox.client import Proxmox
+from tests.lab.stepped import Breakpoint, Stepped, until_nothing_is_left
 
 POSTGRES = "postgresql@15-main.service"
 QUICK: dict[str, t.Any] = {"vmid": 200, "pg_service_stable_for": 1, "pg_service_pause": 1, "pg_service_needed": 2, "pg_service_looks": 40}
@@ -172,9 +173,9 @@ def test_a_node_that_is_not_in_the_inventory_is_named(lab: Containers, controlle
     assert (run.returncode, run.record["outcome"]) == (2, "needs_human"), run.output
     assert "cannot reach 192.0.2.1, the node that has 200 (postgres)" in run.record["why"]
     run = restart(controller, ladder="reboot")
-    assert "Give one or more of reload, restart, container" in run.record["why"]
-    run = restart(controller, healer_nodes={"pve1": "evil"})
-    assert (run.returncode, run.record["outcome"]) == (2, "denied") or "will not take healer_nodes" in run.output
+    assert "must be one of: reload, restart, container, got: reboot" in run.output
+    run = restart(controller, healer_nodes={"pve1": "another"})
+    assert (run.returncode, "will not take healer_nodes from extra variables" in run.output) == (2, True), run.output
 
 
 def test_a_container_that_has_moved_is_refused_on_the_old_node(lab: Containers, controller: Controller) -> None:
@@ -186,6 +187,22 @@ def test_a_container_that_has_moved_is_refused_on_the_old_node(lab: Containers, 
         lab.move(200, "pve1")
     assert (run.returncode, run.record["outcome"], lab.execs()[start:]) == (2, "needs_human", []), run.output
     assert "has no container 200" in run.record["why"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_that_was_killed_as_it_restarted_is_told_by_the_run_of_the_service(lab: Containers, controller: Controller, number: int) -> None:
+    """Before its change nothing has happened; after it, the service is another run, and answers."""
+    before = run_of(lab)
+    stops = [Breakpoint("^do_step.yml: Change", at="start" if number == 1 else "end")]
+    with Stepped(controller, "homelab.healer.restart_postgres", stops, **QUICK) as run:
+        run.until_it_stops()
+        run.kill()
+    until_nothing_is_left(controller.folder)
+    assert (run_of(lab) == before) == (number == 1)
+    told = controller.play("homelab.healer.recover")
+    assert told.returncode == 0, told.output
+    assert told.record["outcome"] == ("rolled_back" if number == 1 else "healed")
+    assert answers(lab)
 
 
 def test_the_default_policy_asks_a_human(lab: Containers, controller: Controller) -> None:
