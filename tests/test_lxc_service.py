@@ -14,6 +14,7 @@ import yaml
 from ansible_collections.homelab.healer.plugins.module_utils import _pct
 from ansible_collections.homelab.healer.plugins.module_utils._services import PROPERTIES, unit_name
 from ansible_collections.homelab.healer.plugins.modules import lxc_service, lxc_service_info
+from tests.conftest import NO_CONTAINERS
 from tests.lab.containers import Containers, NoContainers, containers
 from tests.lab.modules import Caller, call, read
 from tests.lab.playbooks import Controller
@@ -53,7 +54,7 @@ def lab() -> t.Iterator[Containers]:
             started.exec(200, ["systemctl", "enable", "--quiet", "well"])
             yield started
     except NoContainers as error:
-        pytest.skip(f"no real containers can run here: {' '.join(str(error).split())}")
+        pytest.skip(f"{NO_CONTAINERS}: {' '.join(str(error).split())}")
 
 
 @pytest.fixture

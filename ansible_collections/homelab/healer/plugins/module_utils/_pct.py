@@ -59,8 +59,10 @@ ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C", "LANG": "C", "HOME": "/root", "TERM"
 """All that a command has around it: ``pct exec`` hands on whatever it was started with."""
 KEPT = 1 << 16
 """Bytes of each output that are kept; the rest is read and thrown away."""
-LAST_WORDS = 5.0
-"""Seconds in which the outputs of a command that was killed must end."""
+POLL = 0.5
+"""Seconds between two looks whether a command has ended whose output goes on."""
+LAST_WORDS = 2.0
+"""Seconds for which the output of a command that has ended is waited for: a service that it started may hold on to it."""
 JOURNAL = 10
 """Lines of a unit's journal that are worth telling."""
 
@@ -70,7 +72,8 @@ UNRUNNABLE = "it cannot be run"
 ELSEWHERE = r"^Configuration file 'nodes/(?P<here>[^/']+)/(?:lxc|qemu-server)/(?P<vmid>\d+)\.conf' does not exist"
 NO_PROGRAM = r"^lxc-attach: .*Failed to exec|^(?:lxc-attach|env): .*No such file or directory"
 NO_SYSTEMD = r"has not been booted with systemd"
-PHRASES: tuple[tuple[str, type[HealerError], str], ...] = (
+Phrases = t.Tuple[t.Tuple[str, t.Type[HealerError], str], ...]
+OF_PCT: Phrases = (
     (ELSEWHERE, NotFound, ""),
     (r"^container '\d+' not running!", Conflict, "Start it first, as with homelab.healer.lxc_power."),
     (r"^(?:please run as root|.*can't run as user)", Denied, "pct needs root: let Ansible become root on the node."),
@@ -79,6 +82,8 @@ PHRASES: tuple[tuple[str, type[HealerError], str], ...] = (
     (r"^lxc-attach: .*(?:Failed to get init pid|No such process|is not running)", Conflict, "It was stopped in the meantime; run this again."),
     (NO_PROGRAM, NotFound, "Install it in the container, or name another one."),
     (r"^lxc-attach: ", TaskFailed, "Look with pct enter whether anything can be run in it."),
+)
+OF_INIT: Phrases = (
     (r"Unit \S+ is masked\.", Refused, "Somebody wanted it never to run. If that is over: systemctl unmask in the container."),
     (
         r"Unit \S+ (?:not found|could not be found)\.|does not exist$",
@@ -96,6 +101,7 @@ PHRASES: tuple[tuple[str, type[HealerError], str], ...] = (
     (NO_SYSTEMD, Refused, "Look with pct exec -- ps what runs as process 1 in it, and restart the service by that."),
     (r"Access denied|authentication required", Denied, "systemd does not let the container's root do that."),
 )
+PHRASES = OF_PCT + OF_INIT
 """What the words of ``pct``, of ``lxc-attach`` and of systemd mean: a pattern for a line, the failure, and what to do. The first that fits."""
 
 
@@ -129,9 +135,9 @@ def connect(params: t.Mapping[str, t.Any]) -> t.Iterator[Node]:
     yield Node(program, params["exec_timeout"])
 
 
-def refusal(what: str, vmid: int, said: str) -> HealerError | None:
+def refusal(what: str, vmid: int, said: str, phrases: Phrases | None = None) -> HealerError | None:
     """The failure that these words mean; ``None`` where they are none of those that are known."""
-    for pattern, failure, fix in PHRASES:
+    for pattern, failure, fix in phrases or PHRASES:
         found = re.search(pattern, said, re.MULTILINE)
         if found and pattern == ELSEWHERE:
             return elsewhere(what, vmid, found["here"])
@@ -170,7 +176,7 @@ class Node:
             fix = "Look whether it is frozen (lxc-info on the node), or give exec_timeout or timeout more seconds."
             raise TimedOut(f"{what} in container {vmid}" if str(vmid) not in what else what, why=why, fix=fix, underway=writing)
         if done.code == 255 or done.says("^lxc-attach: "):
-            error = None if done.says(NO_PROGRAM) else refusal(what, vmid, done.err)
+            error = None if done.says(NO_PROGRAM) else refusal(what, vmid, done.err, OF_PCT)
             if error:
                 raise error
         return done
@@ -291,28 +297,32 @@ def each(vmids: t.Iterable[int], look: t.Callable[[int], StateT]) -> list[StateT
 
 def execute(command: t.Sequence[str], limit: float) -> Done | None:
     """Run a command for at most ``limit`` seconds, with a clean environment and no input; ``None`` if it had to be killed, with all that it had started."""
-    with subprocess.Popen(
+    running = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True, cwd="/"
-    ) as running:
+    )
+    assert running.stdout
+    assert running.stderr
+    with running.stdout, running.stderr:  # not the process itself, for which this would wait without a limit
         try:
             outputs = _read(running, time.monotonic() + limit)
-            if outputs is None:
-                return None
-            return Done(running.returncode, *(output.decode("utf-8", "replace") for output in outputs))
         finally:
             _end(running)
+    return None if outputs is None else Done(running.returncode, *(output.decode("utf-8", "replace") for output in outputs))
 
 
 def _read(running: subprocess.Popen[bytes], until: float) -> tuple[bytes, bytes] | None:
     """All that a command says until it ends, bounded; ``None`` where it does not end in time."""
+    ended = False
     kept: dict[t.Any, bytearray] = {running.stdout: bytearray(), running.stderr: bytearray()}
     with selectors.DefaultSelector() as waiting:
         for output in kept:
             waiting.register(output, selectors.EVENT_READ)
         while waiting.get_map():
-            ready = waiting.select(max(0.0, until - time.monotonic()))
+            ready = waiting.select(min(POLL, max(0.0, until - time.monotonic())))
+            if running.poll() is not None and not ended:
+                ended, until = True, min(until, time.monotonic() + LAST_WORDS)
             if time.monotonic() >= until:
-                return None
+                break
             for key, _events in ready:
                 read = os.read(key.fd, 1 << 14)
                 kept[key.fileobj].extend(read[: KEPT - len(kept[key.fileobj])])
@@ -326,7 +336,9 @@ def _read(running: subprocess.Popen[bytes], until: float) -> tuple[bytes, bytes]
 
 
 def _end(running: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a command, all of its session's first group."""
+    """Kill a command that has not ended, and what it had started with it."""
+    if running.poll() is not None:
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(running.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

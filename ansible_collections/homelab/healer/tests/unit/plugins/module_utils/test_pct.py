@@ -95,6 +95,15 @@ def test_a_command_is_killed_with_what_it_started_when_its_time_is_up(tmp_path: 
     pytest.fail("its child still runs")
 
 
+def test_what_a_command_leaves_running_keeps_nobody_waiting(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = execute(["/bin/sh", "-c", f"echo started; sleep 30 & echo $! > {tmp_path}/pid"], 20)
+    assert time.monotonic() - began < 10
+    assert done is not None
+    assert (done.code, done.out) == (0, "started\n")
+    os.kill(int((tmp_path / "pid").read_text()), 9)  # it was left alone, as a service would be
+
+
 def test_output_without_end_is_bounded() -> None:
     done = execute(["/bin/sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; echo no >&2; exit 3"], 20)
     assert done is not None
@@ -124,6 +133,7 @@ def test_arguments_arrive_as_they_are(pct: t.Callable[[str], Node]) -> None:
 
 def test_what_the_command_itself_says_is_its_callers_matter(pct: t.Callable[[str], Node]) -> None:
     assert pct("echo \"container '200' not running!\" >&2; exit 3").run(200, ["x"], "x").code == 3
+    assert pct("echo 'Connection timed out' >&2; exit 255").run(200, ["ssh"], "x").code == 255
     with pytest.raises(HealerError, match="Start it first"):
         pct("echo \"container '200' not running!\" >&2; exit 255").run(200, ["x"], "x")
     with pytest.raises(HealerError, match=r"x in container 200: systemctl gave no answer within 1 s"):
