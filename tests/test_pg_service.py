@@ -107,6 +107,27 @@ def test_the_missions_own_spellings_and_a_server_that_is_down(lab: Containers, c
     assert answers(lab)
 
 
+def test_by_a_connection_of_its_own_where_it_was_down(lab: Containers, controller: Controller) -> None:
+    """The server's failure to answer before the change is what the remedy is for, not a thing that cannot be seen."""
+    hba = lab[200].root / "etc/postgresql/15/main/pg_hba.conf"
+    if "healer" not in hba.read_text():
+        hba.write_text(f"local all healer trust\n{hba.read_text()}")
+        lab.exec(200, ["systemctl", "reload", POSTGRES])
+        lab.exec(200, ["runuser", "-u", "postgres", "--", "psql", "-qc", "CREATE ROLE healer LOGIN IN ROLE pg_monitor"])
+    path = controller.folder / "inventory.yml"
+    inventory = yaml.safe_load(path.read_text())
+    socket = {"login_unix_socket": f"/proc/{lab[200].pid}/root/run/postgresql", "login_user": "healer", "login_db": "postgres"}
+    inventory["postgresql"] = {"hosts": {"db": {"healer_postgresql": socket}}}
+    path.write_text(yaml.safe_dump(inventory))
+    lab.exec(200, ["systemctl", "kill", "--signal=KILL", POSTGRES])
+    time.sleep(1)
+    run = restart(controller, server="db")
+    assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
+    assert "it answers a query: good, 1" in run.record["why"]
+    run = restart(controller, server="nobody")
+    assert (run.returncode, "cannot ask nobody: no host of the inventory has that name" in " ".join(run.output.split())) == (2, True), run.output
+
+
 def test_what_was_stopped_for_good_is_left_alone(lab: Containers, controller: Controller) -> None:
     lab.exec(200, ["systemctl", "stop", POSTGRES])
     start = len(lab.execs())
@@ -167,8 +188,13 @@ def test_a_node_that_is_not_in_the_inventory_is_named(lab: Containers, controlle
     assert "cannot reach 192.0.2.1, the node that has 200 (postgres)" in run.record["why"]
     run = restart(controller, ladder="reboot")
     assert "one or more of: reload, restart, container. Got no match for: reboot" in " ".join(run.output.split())
-    run = restart(controller, healer_nodes={"pve1": "another"})
-    assert (run.returncode, "will not take healer_nodes from extra variables" in run.output) == (2, True), run.output
+
+
+def test_what_is_run_in_the_container_comes_from_no_event(lab: Containers, controller: Controller) -> None:
+    start = len(lab.execs())
+    run = restart(controller, healer_nodes={"pve1": "another"}, pg_service_as=["touch"], pg_service_query="DROP TABLE a", pg_service_database="host=a")
+    told = "will not take healer_nodes, pg_service_as, pg_service_database, pg_service_query from extra variables"
+    assert (run.returncode, told in " ".join(run.output.split()), lab.execs()[start:]) == (2, True, []), run.output
 
 
 def test_a_container_that_has_moved_is_refused_on_the_old_node(lab: Containers, controller: Controller) -> None:
