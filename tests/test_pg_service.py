@@ -123,7 +123,7 @@ def test_by_a_connection_of_its_own_where_it_was_down(lab: Containers, controlle
     time.sleep(1)
     run = restart(controller, server="db")
     assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
-    assert "it answers a query: good, 1" in run.record["why"]
+    assert "it answers a query: good, 60 (before: unknown)" in run.record["why"]
     run = restart(controller, server="nobody")
     assert (run.returncode, "cannot ask nobody: no host of the inventory has that name" in " ".join(run.output.split())) == (2, True), run.output
 

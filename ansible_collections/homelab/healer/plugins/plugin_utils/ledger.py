@@ -37,7 +37,10 @@ OURS = re.compile(
     r"|remediate_(remedy|problem|target|steps|probes|point_of_return|undo_options|record)"
     r"|pg_service_(as|query|database)"
 )
-"""Variables that the chain decides by, or that say what is run inside a container, and where. What a command line, a survey or an event gives beats every other source of a variable, so it must not give these."""
+"""Variables that the chain decides by, or that say what is run inside a container, and where.
+
+What a command line, a survey or an event gives beats every other source of a variable, so it must not give these.
+"""
 INVENTORY = {"ledger": "healer_ledger", "policy": "healer_policy", "approval": "healer_approval", "urls": "healer_notify"}
 """Which of the inventory's variables is which option, where a module has it."""
 
