@@ -300,9 +300,9 @@ def execute(command: t.Sequence[str], limit: float) -> Done | None:
     running = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True, cwd="/"
     )
-    assert running.stdout
-    assert running.stderr
-    with running.stdout, running.stderr:  # not the process itself, for which this would wait without a limit
+    with contextlib.ExitStack() as pipes:  # not the process itself, for which this would wait without a limit
+        for pipe in (running.stdout, running.stderr):
+            pipes.enter_context(t.cast("t.IO[bytes]", pipe))
         try:
             outputs = _read(running, time.monotonic() + limit)
         finally:

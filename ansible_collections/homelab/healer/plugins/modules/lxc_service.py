@@ -296,8 +296,9 @@ TOUCHED = {
     "started": ("active", "activating", "deactivating", "failed", "inactive"),
 }
 """The present states in which a unit is touched, where nobody says which."""
-POLL_FIRST, POLL_MOST = 0.2, 1.0
-"""Seconds between two looks at a unit."""
+POLL_FIRST = 0.2
+POLL_MOST = 1.0
+"""Seconds between two looks at a unit, at first and later."""
 WORTH_TELLING = 10.0
 """Seconds from which on it is told how long a start took."""
 
