@@ -51,7 +51,7 @@ def lab() -> t.Iterator[Containers]:
                 (folder / f"{name}.service").write_text(text)
             (folder / "masked.service").symlink_to("/dev/null")
             started.exec(200, ["systemctl", "daemon-reload"])
-            started.exec(200, ["systemctl", "enable", "--quiet", "well"])
+            started.exec(200, ["systemctl", "enable", "--quiet", "--now", "well"])
             yield started
     except NoContainers as error:
         pytest.skip(f"{NO_CONTAINERS}: {' '.join(str(error).split())}")
