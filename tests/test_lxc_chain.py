@@ -163,7 +163,7 @@ CHECKED: dict[str, dict[str, t.Any]] = {
 
 def test_every_playbook_is_checked() -> None:
     ours = {path.stem for path in (COLLECTION / "playbooks").glob("*.yml") if "  hosts: proxmox\n" in path.read_text()}
-    assert ours - {"doctor"} == set(CHECKED)
+    assert ours - {"doctor", "restart_postgres"} == set(CHECKED)  # the latter needs a real container, as in test_pg_service
 
 
 @pytest.mark.parametrize(("playbook", "variables"), CHECKED.items())

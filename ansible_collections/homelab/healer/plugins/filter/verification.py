@@ -23,7 +23,8 @@ TESTS: dict[str, t.Callable[[t.Any, t.Any], bool]] = {
 
 def judge(probes: t.Sequence[t.Mapping[str, t.Any]], answers: t.Sequence[t.Any], baseline: t.Sequence[t.Any]) -> list[Judgement]:
     """Judge one look: each probe's conditions against its answer, and against the answer before the change."""
-    return [_judged(condition, answer, before) for probe, answer, before in zip(probes, answers, baseline, strict=True) for condition in probe["judge"]]
+    rows = zip(probes, answers, baseline, strict=True)
+    return [_judged(condition, answer, before, probe.get("failure", "")) for probe, answer, before in rows for condition in probe["judge"]]
 
 
 def verdict(looks: t.Sequence[t.Sequence[Judgement]], needed: int, most: int) -> dict[str, str]:
@@ -46,7 +47,7 @@ def _word(look: t.Sequence[Judgement]) -> str:
     return "good" if all(judgement["good"] for judgement in look) else "inconclusive"
 
 
-def _judged(condition: t.Mapping[str, t.Any], answer: t.Any, before: t.Any) -> Judgement:
+def _judged(condition: t.Mapping[str, t.Any], answer: t.Any, before: t.Any, failure: str) -> Judgement:
     name, kind = condition["name"], condition["kind"]
     was = _value(before, condition["value"])
     value = _value(answer, condition["value"])
@@ -58,6 +59,8 @@ def _judged(condition: t.Mapping[str, t.Any], answer: t.Any, before: t.Any) -> J
     wanted = condition[test]
     if kind == "guard" and (was is None or not TESTS[test](was, wanted)):
         return dict(name=name, kind=kind, good=True, value=value, told=f"{name}: not held, as it was {_shown(was)} before")
+    if value is None and failure == "bad" and isinstance(answer, t.Mapping) and answer.get("msg"):
+        return dict(name=name, kind=kind, good=False, value=None, told=f"{name}: bad, {answer['msg']}")
     if value is None:
         gone = kind == "guard" and isinstance(answer, t.Mapping) and (answer.get("error") or {}).get("code") == "not_found"
         return dict(name=name, kind=kind, good=False if gone else None, value=None, told=f"{name}: {'it is gone' if gone else 'cannot be seen'}")

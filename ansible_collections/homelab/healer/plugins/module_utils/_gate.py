@@ -377,7 +377,7 @@ def _not_as_approved(ledger: Ledger, row: Remediation, chain: Facts, identity: s
 
 
 def _written(plan: t.Sequence[Facts]) -> str:
-    return canonical([[step["module"], step["args"]] for step in plan if step["purpose"] == "change"])
+    return canonical([[step["module"], step["args"], *sorted(_manner(step).items())] for step in plan if step["purpose"] == "change"])
 
 
 def strays(ledger: Ledger, row: Remediation) -> str:
@@ -405,7 +405,7 @@ def plan_id(plan: t.Sequence[Facts]) -> str:
 def _steps(chain: Facts, deadline: float) -> list[Answer]:
     """The steps in the order in which they are carried out; none begins after its deadline."""
     return [
-        dict(purpose=step["purpose"], module=step["module"], args={**step["args"], "deadline": deadline})
+        dict(purpose=step["purpose"], module=step["module"], args={**step["args"], "deadline": deadline}, **_manner(step))
         for purpose in ("point_of_return", "change")
         for step in chain["plan"]
         if step["purpose"] == purpose and step["changed"]
@@ -429,6 +429,11 @@ def _pruned(answer: t.Any, paths: t.Sequence[str]) -> t.Any:
     if isinstance(answer, dict):
         return {key: _pruned(answer[key], rest) for key, rest in ways.items() if key in answer}
     return [_pruned(value, ways.get(str(place), ["\0"])) for place, value in enumerate(answer)]
+
+
+def _manner(step: Facts) -> Answer:
+    """Where a step is carried out if not where the others are, and whether it is one rung of a ladder."""
+    return {key: step[key] for key in ("delegate_to", "rung") if key in step}
 
 
 def _last_backup(facts: Facts, now: float) -> str:

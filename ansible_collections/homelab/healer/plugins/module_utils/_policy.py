@@ -59,7 +59,7 @@ TOLD: t.Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(POSTGRESQL_KINDS, ("databases",)),
 }
 """What a target of each kind can tell. What it cannot tell it does not have; of other kinds nothing is known."""
-IDENTITIES = ("analyze_count", "cpuset_cpus", "filenode", "last_rollback", "pid", "vacuum_count")
+IDENTITIES = ("analyze_count", "cpuset_cpus", "filenode", "last_rollback", "main_pid", "pid", "vacuum_count")
 """Keys of a plan whose numbers are no sizes."""
 BUILT_IN = "built-in: "
 YEAR = 366 * 86400.0

@@ -120,7 +120,7 @@ class Outcome:
     def diff(self) -> Answer:
         """What Ansible shows with ``--diff``."""
         sides = {"before": self.change.before, "after": self.change.after}
-        told = {side: {**values, **shown} for (side, values), shown in zip(sides.items(), self.change.shown)}
+        told = {side: {**_flat(values), **_flat(shown)} for (side, values), shown in zip(sides.items(), self.change.shown)}
         text = {side: "".join(f"{key}: {_shown(value)}\n" for key, value in values.items()) for side, values in told.items()}
         return dict(text, before_header=self.state.name, after_header=self.state.name)
 
@@ -354,6 +354,12 @@ def _answer(module: Module, outcomes: t.Sequence[Outcome]) -> Answer:
         diff=[outcome.diff() for outcome in outcomes if outcome.change.after],
         results=results,
     )
+
+
+def _flat(values: t.Mapping[str, t.Any]) -> Answer:
+    """The same values, those of a part of the target by its name and theirs."""
+    parts = {f"{name} {key}": value for name, part in values.items() if isinstance(part, t.Mapping) for key, value in part.items()}
+    return {**{key: value for key, value in values.items() if not isinstance(value, t.Mapping)}, **parts}
 
 
 def _shown(value: t.Any) -> str:

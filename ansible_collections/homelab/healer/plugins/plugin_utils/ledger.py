@@ -33,10 +33,14 @@ from ansible_collections.homelab.healer.plugins.module_utils._run import keep
 
 Facts = dict[str, t.Any]
 OURS = re.compile(
-    r"__(remediate|heal|docker|lxc|pg|recover)_\w+|healer_(ledger|policy|approval|notify)\w*"
+    r"__(remediate|heal|docker|lxc|pg|recover)_\w+|healer_(ledger|policy|approval|notify|nodes)\w*"
     r"|remediate_(remedy|problem|target|steps|probes|point_of_return|undo_options|record)"
+    r"|pg_service_(as|query|database)"
 )
-"""Variables that the chain decides by. What a command line, a survey or an event gives beats every other source of a variable, so it must not give these."""
+"""Variables that the chain decides by, or that say what is run inside a container, and where.
+
+What a command line, a survey or an event gives beats every other source of a variable, so it must not give these.
+"""
 INVENTORY = {"ledger": "healer_ledger", "policy": "healer_policy", "approval": "healer_approval", "urls": "healer_notify"}
 """Which of the inventory's variables is which option, where a module has it."""
 

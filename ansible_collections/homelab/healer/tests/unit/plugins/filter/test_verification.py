@@ -41,6 +41,15 @@ def test_a_target_that_is_gone_breaks_its_guards_and_one_out_of_sight_does_not()
     assert look([GUARD], {"error": {"code": "unreachable"}}, answer()) == [None]
 
 
+def test_a_failure_is_a_bad_answer_where_the_probe_says_so() -> None:
+    failed = {"failed": True, "msg": "cannot connect", "error": {"code": "unreachable"}}
+    (judgement,) = judge([{"judge": [GOAL], "failure": "bad"}], [failed], [failed])
+    assert (judgement["good"], judgement["told"]) == (False, "rate: bad, cannot connect")
+    (judgement,) = judge([{"judge": [GOAL], "failure": "bad"}], [answer()], [failed])
+    assert judgement["good"] is True
+    assert look([GOAL], failed, failed) == [None]
+
+
 def test_unchanged_compares_with_before() -> None:
     condition = {"name": "same", "kind": "guard", "value": "containers.0.rate", "unchanged": True}
     assert look([condition], answer(2), answer(2)) == [True]
