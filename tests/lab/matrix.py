@@ -28,12 +28,15 @@ import yaml
 
 from ansible_collections.homelab.healer.plugins.module_utils import _audit, _gate, _ledger
 from ansible_collections.homelab.healer.plugins.module_utils._policyfile import policy_of
+from tests.lab.containers import Containers, containers
 from tests.lab.engine import BURN, Engine, LabError, docker_engine
 from tests.lab.playbooks import COLLECTION, Controller
 from tests.lab.postgres import Pool, Postgres, bloat, blockers, postgres, prepared
 from tests.lab.proxmox.client import Proxmox, proxmox
+from tests.lab.proxmox.fixtures import node_of_containers
 from tests.lab.stepped import Breakpoint, Stepped, kill_leftovers, until_nothing_is_left
 from tests.lab.warm import warm_python
+from tests.lab.way import Way
 from tests.lab.wire import SessionWire, Wire, said
 
 State = dict[str, t.Any]
@@ -44,6 +47,8 @@ SOON: State = {
     "homelab.healer.lxc_snapshot": {"timeout": 4},
     "homelab.healer.lxc_resources": {"wait_lock": 1},
     "homelab.healer.pg_vacuum": {"lock_timeout": "1s"},
+    "homelab.healer.lxc_service": {"exec_timeout": 4},
+    "homelab.healer.lxc_service_info": {"exec_timeout": 4},
 }
 """What modules wait for in the matrix; a person's playbook is more patient."""
 
@@ -69,6 +74,8 @@ NOTE = "^note.yml: Write down that .* is "
 def steps(remedy: Remedy) -> list[Step]:
     """The steps of a remedy, in their order."""
     snapshot, waits = remedy.snapshot, remedy.waits
+    if remedy.ladder:
+        return [Step("the next rung", (CHANGE, CHANGE), writes=True, waits=waits)]
     found = [
         Step("diagnose", ("^diagnose.yml: ",)),
         Step("gate 1", ("^admit.yml: Ask whether",), ledger=True),
@@ -244,6 +251,110 @@ class Cluster(Site):
         return sorted(set(self.pve.guest(VMID)["snapshots"]) - self._before)
 
 
+class Inside(Cluster):
+    """A service in a real container, reached by the node's ``pct``."""
+
+    UNIT = "postgresql@15-main.service"
+    BROKEN = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'test ! -e /run/broken && exec /usr/bin/pg_ctlcluster --skip-systemctl-redirect 15-main start'\n"
+    """A cluster that only starts where a file is not, which a restart of the container takes away."""
+    GUEST: t.ClassVar[State] = {"hostname": "postgres", "memory": 768, "swap": 0, "cores": 1, "tags": "database"}
+
+    def __init__(self, folder: Path, lab: Containers, pve: Proxmox) -> None:
+        super().__init__(folder, pve)
+        self.lab = lab
+        self.way = Way(folder, lab.pct)
+        self._run = ""
+
+    @classmethod
+    @contextlib.contextmanager
+    def made(cls, folder: Path) -> t.Iterator[Inside]:
+        with containers() as lab:
+            root = lab.create(VMID, image="postgres", hostname="postgres", memory=cls.GUEST["memory"]).root
+            drop_in = root / f"etc/systemd/system/{cls.UNIT}.d/broken.conf"
+            drop_in.parent.mkdir()
+            drop_in.write_text(cls.BROKEN)
+            lab.start(VMID)
+            with proxmox(node_of_containers({VMID: cls.GUEST}), containers=lab.folder, cgroup=lab.version, speed=20) as pve:
+                yield cls(folder, lab, pve)
+
+    def controller(self, folder: Path) -> Controller:
+        made = super().controller(folder)
+        made.add("nodes", pve1=self.way.host(made.python))
+        return made
+
+    def begin(self, remedy: Remedy) -> None:
+        self.clear()
+        self.pve.reset()
+        if not self.lab[VMID].running:
+            self.lab.start(VMID)
+        self.lab[VMID].wait()
+        self._systemctl("kill", "--signal=KILL", self.UNIT)
+        limit = time.monotonic() + 20
+        while self._systemctl("is-active", self.UNIT) in ("active", "activating", "deactivating"):
+            if time.monotonic() > limit:
+                raise LabError(f"{self.UNIT} does not end")
+            time.sleep(0.1)
+        self._systemctl("reset-failed", self.UNIT)
+        self.lab.exec(VMID, ["rm", "-f", "/run/broken"])
+        self._systemctl("start", self.UNIT)
+        self._systemctl("kill", "--signal=KILL", self.UNIT)
+        if remedy.ladder:
+            self.lab.exec(VMID, ["touch", "/run/broken"])
+        self._run = self._invocation()
+
+    def _systemctl(self, *words: str) -> str:
+        return self.lab.exec(VMID, ["systemctl", *words], check=False).stdout.strip()
+
+    def _invocation(self) -> str:
+        return self._systemctl("show", "--value", "--property=InvocationID", "--", self.UNIT)
+
+    def state(self) -> State:
+        guest = self.pve.guest(VMID)
+        asked = self.lab.exec(VMID, ["runuser", "-u", "postgres", "--", "psql", "-XAtqwc", "SELECT 1"], check=False).stdout
+        told = {name: guest[name] for name in ("lock", "status", "starts")}
+        return {"answers": asked == "1\n", "renewed": self._invocation() != self._run, **told}
+
+    def unreachable(self) -> None:
+        super().unreachable()
+        self.way.cut()
+
+    def error(self) -> None:
+        super().error()
+        self.way.trouble("error")
+
+    def lose(self) -> None:
+        super().lose()
+        self.way.trouble("lost")
+
+    def stick(self) -> None:
+        super().stick()
+        self.way.trouble(f"{self.lab.folder}/lxc/{self.lab[VMID].name}")
+
+    def watch(self) -> None:
+        super().watch()
+        self.way.trouble("late")
+
+    def until_it_writes(self) -> None:
+        limit = time.monotonic() + 60
+        while not self.way.written and not self.pve.writes():
+            if time.monotonic() > limit:
+                raise LabError("nothing was written")
+            time.sleep(0.01)
+
+    def clear(self) -> None:
+        self.way.mend()
+        self.lab.thaw(VMID)
+        super().clear()
+        limit = time.monotonic() + 60
+        while self.way.working():
+            if time.monotonic() > limit:
+                raise LabError("a module on the node does not end")
+            time.sleep(0.05)
+
+    def left_behind(self) -> list[str]:
+        return sorted(self.pve.guest(VMID)["snapshots"])
+
+
 class Docker(Site):
     NAME = "busy"
 
@@ -390,12 +501,19 @@ class Remedy:
     undo: bool = False
     snapshot: bool = False
     waits: bool = False
+    ladder: bool = False
+    """Whether only its next rung is tried, as the first is tried elsewhere."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.playbook}, next rung" if self.ladder else self.playbook
 
 
 MEMORY: State = {"lxc_memory_sample": 0.2, "lxc_memory_pause": 0, "lxc_memory_looks": 1, "lxc_memory_needed": 1, "lxc_memory_level": 60}
 CPU: State = {"lxc_cpu_settle": 0.4, "lxc_cpu_pause": 0, "lxc_cpu_looks": 1, "lxc_cpu_needed": 1}
+SERVICE: State = {"vmid": VMID, "timeout": 10, "pg_service_stable_for": 1, "pg_service_pause": 1, "pg_service_needed": 1, "pg_service_looks": 3}
 REMEDIES = {
-    remedy.playbook: remedy
+    remedy.name: remedy
     for remedy in (
         Remedy("docker", "heal_docker_runaway", {"cpus": "0.02", "docker_runaway_sample": 0.5, **ONE_LOOK}, {"CpuQuota": 2_000}, undo=True),
         Remedy("docker", "docker_limits", {"memory": "300m", "docker_limits_sample": 0.2, **ONE_LOOK}, {"Memory": 300 << 20}, undo=True),
@@ -412,6 +530,8 @@ REMEDIES = {
             setting={"snapshots": {"before": {"age": 90}}},
             waits=True,
         ),
+        Remedy("inside", "restart_postgres", SERVICE, {"answers": True, "renewed": True}, waits=True),
+        Remedy("inside", "restart_postgres", {**SERVICE, "ladder": "restart,container"}, {"answers": True, "renewed": True}, waits=True, ladder=True),
         Remedy("postgresql", "heal_pg_bloat", {"database": "prod", "table": "events", **ONE_LOOK}, {"dead": 0}, setting={"scene": "bloat"}, waits=True),
         Remedy("postgresql", "vacuum", {"database": "prod", "table": "events", **ONE_LOOK}, {"dead": 0}, setting={"scene": "bloat"}, waits=True),
         Remedy(
@@ -440,7 +560,7 @@ class Cell:
     fault: str
 
     def __str__(self) -> str:
-        return f"{self.remedy.playbook} / {self.step.name} / {self.fault}"
+        return f"{self.remedy.name} / {self.step.name} / {self.fault}"
 
 
 def cells() -> list[Cell]:
@@ -483,6 +603,8 @@ class Bench:
     def _make(self, name: str, place: Path) -> Site:
         if name == "proxmox":
             return Cluster(place, self._stack.enter_context(proxmox()))
+        if name == "inside":
+            return self._stack.enter_context(Inside.made(place))
         if name == "postgresql":
             return Server(place, self._stack.enter_context(postgres("embedded")))
         assert self._engine
@@ -528,7 +650,7 @@ def run_cell(bench: Bench, cell: Cell, twice: bool = False) -> Told:
             settle(site, folder)
         told.output += recover(controller)
         settle(site, folder)
-        if cell.fault == "killed as it begins":  # it may have left alone what still worked
+        if cell.fault in ("killed as it begins", "stuck, machine gone"):  # it may have left alone what still worked
             told.output += recover(controller)
         judge(told, site, controller, before)
         if twice and not told.wrong:
@@ -681,7 +803,7 @@ def table(results: t.Sequence[Told]) -> str:
     for remedy in REMEDIES:
         found = []
         for column in columns:
-            those = [told for told in results if told.cell.remedy.playbook == remedy and FAULTS[told.cell.fault][0] == column]
+            those = [told for told in results if told.cell.remedy.name == remedy and FAULTS[told.cell.fault][0] == column]
             found.append(f"{sum(not told.wrong for told in those)} of {len(those)}" if those else "")
         lines.append(f"| `{remedy}` | " + " | ".join(found) + " |")
     return "\n".join(lines)

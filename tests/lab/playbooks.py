@@ -104,6 +104,13 @@ class Controller:
         inventory["all"]["vars"].update(variables)
         path.write_text(yaml.safe_dump(inventory))
 
+    def add(self, group: str, **hosts: t.Mapping[str, t.Any]) -> None:
+        """Add a group of hosts to the inventory, each with its variables."""
+        path = self.folder / "inventory.yml"
+        inventory = yaml.safe_load(path.read_text())
+        inventory[group] = {"hosts": {name: dict(variables) for name, variables in hosts.items()}}
+        path.write_text(yaml.safe_dump(inventory))
+
     def forget(self) -> None:
         """Begin with an empty ledger."""
         self.ledger.unlink(missing_ok=True)

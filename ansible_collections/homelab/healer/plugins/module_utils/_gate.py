@@ -499,6 +499,15 @@ def holder_of(ledger: Ledger, row: Remediation) -> Facts:
     return dict(json.loads(given[0][0])["run"]) if given else {}
 
 
+def elsewhere(ledger: Ledger, row: Remediation) -> list[str]:
+    """The hosts beside the controller on which a module of a remediation may still be at work, though the run that began it is gone."""
+    if row.state not in ("applying", "undoing"):
+        return []
+    chain = ledger.latest(row.id, "decided").get("chain", {})
+    usual = chain.get("settings", {}).get("delegate_to", "localhost")
+    return sorted({step.get("delegate_to", usual) for step in chain.get("plan", [])} - {"localhost"})
+
+
 def not_to_be_taken(ledger: Ledger, row: Remediation, gone: bool) -> str:
     """Why nobody may go on with a remediation in the place of the run that has it; empty where somebody may."""
     now = ledger.now()
@@ -511,4 +520,4 @@ def not_to_be_taken(ledger: Ledger, row: Remediation, gone: bool) -> str:
     return f"the run that has it may still be at it, until {moment(row.until)}"
 
 
-__all__ = ["admit", "canonical", "close", "decide", "lapsed", "plan_id", "strays", "sweep"]
+__all__ = ["admit", "canonical", "close", "decide", "elsewhere", "lapsed", "plan_id", "strays", "sweep"]

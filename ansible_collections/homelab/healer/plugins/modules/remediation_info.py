@@ -141,6 +141,10 @@ remediations:
     holder:
       description: Who has its lease, a V(user), V(machine) and process. Empty where it never had one.
       type: dict
+    elsewhere:
+      description: The hosts beside the controller on which its modules may be at work, while it is V(applying) or V(undoing).
+      type: list
+      elements: str
     events:
       description: What was written down, with O(gather=events), each with V(seq), V(at), V(kind) and V(facts).
       type: list
@@ -325,7 +329,7 @@ def _told(ledger: Ledger, row: Remediation, gather: t.Sequence[str]) -> dict[str
     known = ledger.events(row.id) if gather else []
     events = [dict(seq=event.seq, at=event.at, kind=event.kind, facts=event.facts) for event in known] if "events" in gather else []
     details = _figures.details(known) if "details" in gather else {}
-    return {**told, "holder": _gate.holder_of(ledger, row), "events": events, "details": details}
+    return {**told, "holder": _gate.holder_of(ledger, row), "elsewhere": _gate.elsewhere(ledger, row), "events": events, "details": details}
 
 
 ARGUMENTS = dict(
