@@ -7,57 +7,44 @@ import typing as t
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.conftest import NO_CONTAINERS
-from tests.lab.containers import Containers, NoContainers, containers
+from tests.lab.containers import Containers, NoContainers
+from tests.lab.matrix import CHANGE, Inside, recover
 from tests.lab.playbooks import Controller, Run
-from tests.lab.proxmox.client import Proxmox, proxmox
-from tests.lab.proxmox.fixtures import node_of_containers
-from tests.lab.stepped import Breakpoint, Stepped, until_nothing_is_left
+from tests.lab.stepped import Breakpoint, Stepped, kill_leftovers, until_nothing_is_left
 
-POSTGRES = "postgresql@15-main.service"
+POSTGRES = Inside.UNIT
 QUICK: dict[str, t.Any] = {"vmid": 200, "pg_service_stable_for": 1, "pg_service_pause": 1, "pg_service_needed": 2, "pg_service_looks": 40}
-BROKEN = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'test ! -e /run/broken && exec /usr/bin/pg_ctlcluster --skip-systemctl-redirect 15-main start'\n"
-"""A cluster that only starts where a file is not, which a restart of the container takes away."""
 
 
 @pytest.fixture(scope="module")
-def lab() -> t.Iterator[Containers]:
+def site_of_all(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Inside]:
     try:
-        with containers() as started, pytest.MonkeyPatch.context() as patched:
-            patched.setenv("PATH", str(started.pct), prepend=":")
-            started.create(200, image="postgres", hostname="postgres", memory=768)
-            (started[200].root / "etc/systemd/system/postgresql@15-main.service.d").mkdir()
-            (started[200].root / "etc/systemd/system/postgresql@15-main.service.d/broken.conf").write_text(BROKEN)
-            started.start(200)
-            yield started
+        with Inside.made(tmp_path_factory.mktemp("site")) as made:
+            yield made
     except NoContainers as error:
         pytest.skip(f"{NO_CONTAINERS}: {' '.join(str(error).split())}")
 
 
-@pytest.fixture(scope="module")
-def cluster_of_real(lab: Containers) -> t.Iterator[Proxmox]:
-    guests = {200: {"hostname": "postgres", "memory": 768, "swap": 0, "cores": 1, "tags": "database"}}
-    with proxmox(node_of_containers(guests), containers=lab.folder, cgroup=lab.version, speed=20) as started:
-        yield started
+@pytest.fixture
+def site(site_of_all: Inside) -> Inside:
+    site_of_all.clear()
+    site_of_all.pve.reset()
+    return site_of_all
 
 
 @pytest.fixture
-def real(cluster_of_real: Proxmox) -> Proxmox:
-    cluster_of_real.reset()
-    return cluster_of_real
+def lab(site: Inside) -> Containers:
+    return site.lab
 
 
 @pytest.fixture
-def controller(real: Proxmox, tmp_path: Path) -> Controller:
+def controller(site: Inside, tmp_path: Path) -> Controller:
     """A controller whose inventory has the node, by another name than the cluster's."""
-    made = Controller(tmp_path, proxmox=real.options_for("healer@pve!healer"))
-    path = tmp_path / "inventory.yml"
-    inventory = yaml.safe_load(path.read_text())
-    inventory["nodes"] = {"hosts": {"first": {"ansible_connection": "local", "ansible_python_interpreter": made.python}}}
-    inventory["all"]["vars"]["healer_nodes"] = {"pve1": "first"}
-    path.write_text(yaml.safe_dump(inventory))
+    made = Controller(tmp_path, proxmox=site.pve.options_for("healer@pve!healer"))
+    made.add("nodes", first=site.way.host(made.python))
+    made.inventory(healer_nodes={"pve1": "first"})
     return made
 
 
@@ -114,11 +101,8 @@ def test_by_a_connection_of_its_own_where_it_was_down(lab: Containers, controlle
         hba.write_text(f"local all healer trust\n{hba.read_text()}")
         lab.exec(200, ["systemctl", "reload", POSTGRES])
         lab.exec(200, ["runuser", "-u", "postgres", "--", "psql", "-qc", "CREATE ROLE healer LOGIN IN ROLE pg_monitor"])
-    path = controller.folder / "inventory.yml"
-    inventory = yaml.safe_load(path.read_text())
     socket = {"login_unix_socket": f"/proc/{lab[200].pid}/root/run/postgresql", "login_user": "healer", "login_db": "postgres"}
-    inventory["postgresql"] = {"hosts": {"db": {"healer_postgresql": socket}}}
-    path.write_text(yaml.safe_dump(inventory))
+    controller.add("postgresql", db={"healer_postgresql": socket})
     lab.exec(200, ["systemctl", "kill", "--signal=KILL", POSTGRES])
     time.sleep(1)
     run = restart(controller, server="db")
@@ -181,6 +165,50 @@ def test_the_container_is_restarted_last_and_only_where_that_is_allowed(lab: Con
     assert answers(lab)
 
 
+def test_what_is_still_starting_is_not_broken_off_by_the_next_rung(lab: Containers, controller: Controller) -> None:
+    lab.exec(200, ["touch", "/run/slow"])
+    first = lab[200].pid
+    try:
+        run = restart(controller, ladder="restart,container", timeout=2)
+    finally:
+        lab.exec(200, ["rm", "/run/slow"])
+    assert (run.returncode, run.record["outcome"], lab[200].pid) == (2, "needs_human", first), run.output
+    assert "it is still activating" in run.record["why"]
+    assert answers(lab)
+
+
+def test_a_node_that_is_gone_at_the_change_is_recorded_and_not_climbed_over(site: Inside, lab: Containers, controller: Controller) -> None:
+    first = lab[200].pid
+    with Stepped(controller, "homelab.healer.restart_postgres", [Breakpoint(CHANGE)], **QUICK, ladder="restart,container") as stepped:
+        stepped.until_it_stops()
+        site.way.cut()
+        stepped.go_on()
+        run = Run(stepped.until_it_ends(), stepped.output.read_text(), controller.folder)
+    assert (run.returncode, run.record["outcome"], lab[200].pid) == (2, "needs_human", first), run.output
+    assert "cannot reach first for homelab.healer.lxc_service" in run.record["why"]
+    assert "No route to host" in run.record["why"]
+
+
+def test_a_module_that_still_works_on_the_node_is_not_taken_over(site: Inside, lab: Containers, controller: Controller) -> None:
+    """Its run is gone, with the whole machine that it was on; whether the module is, only the node can tell."""
+    before = run_of(lab)
+    with Stepped(controller, "homelab.healer.restart_postgres", [Breakpoint(CHANGE)], **QUICK) as stepped:
+        stepped.until_it_stops()
+        site.stick()
+        stepped.go_on()
+        site.until_it_writes()
+        stepped.kill()
+        kill_leftovers(controller.folder)
+    assert "is left alone: the run that has it may still be at it" in " ".join(recover(controller).split())
+    site.clear()
+    site.way.cut()
+    assert "is left alone: the run that has it may still be at it" in " ".join(recover(controller).split())
+    site.way.mend()
+    told = controller.play("homelab.healer.recover")
+    assert told.record["outcome"] == ("rolled_back" if run_of(lab) == before else "healed"), told.output
+    assert answers(lab)
+
+
 def test_a_node_that_is_not_in_the_inventory_is_named(lab: Containers, controller: Controller) -> None:
     controller.inventory(healer_nodes={"pve1": "192.0.2.1"})
     run = restart(controller, "--timeout", "2")
@@ -212,7 +240,7 @@ def test_a_container_that_has_moved_is_refused_on_the_old_node(lab: Containers, 
 def test_a_run_that_was_killed_as_it_restarted_is_told_by_the_run_of_the_service(lab: Containers, controller: Controller, number: int) -> None:
     """Before its change nothing has happened; after it, the service is another run, and answers."""
     before = run_of(lab)
-    stops = [Breakpoint("^do_step.yml: Change", at="start" if number == 1 else "end")]
+    stops = [Breakpoint(CHANGE, at="start" if number == 1 else "end")]
     with Stepped(controller, "homelab.healer.restart_postgres", stops, **QUICK) as run:
         run.until_it_stops()
         run.kill()

@@ -178,9 +178,12 @@ class Site(abc.ABC):
         """Snapshots and locks that were not there before."""
         return []
 
-    def close(self) -> None:
-        """Let nobody wait any more for a run to be killed."""
+    def rest(self) -> None:
+        """Let nobody wait any more for a run to be killed, and take no more of the machine until it begins again."""
         self.killed.set()
+
+    def close(self) -> None:
+        self.rest()
 
 
 class Cluster(Site):
@@ -255,8 +258,8 @@ class Inside(Cluster):
     """A service in a real container, reached by the node's ``pct``."""
 
     UNIT = "postgresql@15-main.service"
-    BROKEN = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'test ! -e /run/broken && exec /usr/bin/pg_ctlcluster --skip-systemctl-redirect 15-main start'\n"
-    """A cluster that only starts where a file is not, which a restart of the container takes away."""
+    START = "test ! -e /run/broken && { test ! -e /run/slow || sleep 8; } && exec /usr/bin/pg_ctlcluster --skip-systemctl-redirect 15-main start"
+    """A cluster that does not start where a file is, which a restart of the container takes away, and slowly where another is."""
     GUEST: t.ClassVar[State] = {"hostname": "postgres", "memory": 768, "swap": 0, "cores": 1, "tags": "database"}
 
     def __init__(self, folder: Path, lab: Containers, pve: Proxmox) -> None:
@@ -272,7 +275,7 @@ class Inside(Cluster):
             root = lab.create(VMID, image="postgres", hostname="postgres", memory=cls.GUEST["memory"]).root
             drop_in = root / f"etc/systemd/system/{cls.UNIT}.d/broken.conf"
             drop_in.parent.mkdir()
-            drop_in.write_text(cls.BROKEN)
+            drop_in.write_text(f"[Service]\nExecStart=\nExecStart=/bin/sh -c '{cls.START}'\n")
             lab.start(VMID)
             with proxmox(node_of_containers({VMID: cls.GUEST}), containers=lab.folder, cgroup=lab.version, speed=20) as pve:
                 yield cls(folder, lab, pve)
@@ -413,8 +416,12 @@ class Docker(Site):
         self.line.close()
         self.line = self._lay()
 
-    def close(self) -> None:
+    def rest(self) -> None:
+        super().rest()
         self.close_container()
+
+    def close(self) -> None:
+        self.rest()
         self.line.close()
 
 
@@ -661,7 +668,7 @@ def run_cell(bench: Bench, cell: Cell, twice: bool = False) -> Told:
     except (LabError, AssertionError, TimeoutError) as error:
         told.wrong.append(f"{type(error).__name__}: {error}")
     finally:
-        site.killed.set()
+        site.rest()
         with contextlib.suppress(LabError):
             settle(site, folder)
     told.seconds = time.monotonic() - began
