@@ -25,6 +25,8 @@ LABEL = "homelab.healer.lab"
 APPLETS = ("cat", "dd", "false", "grep", "head", "sh", "sleep", "test", "tr", "true")
 BURN = "while :; do :; done"
 """A shell's way to use one whole CPU."""
+CGROUPS = "healer-lab"
+"""The control group that the containers of the lab's own engine are in."""
 
 
 class LabError(Exception):
@@ -122,6 +124,7 @@ class OwnEngine(Engine):
         self.folder = folder
         self.socket = folder / "docker.sock"
         self.tls_host, self.tls = self._make_certificates()
+        self._cgroup_options = _with_much_weight()
         self._containerd = self._start_containerd()
         self._process = self._containerd
         self.start()
@@ -152,6 +155,7 @@ class OwnEngine(Engine):
             "--storage-driver",
             "vfs",
             "--live-restore",
+            *self._cgroup_options,
         ]
         self._process = self._spawn(command, "dockerd.log")
         limit = time.monotonic() + 60
@@ -217,6 +221,16 @@ class OwnEngine(Engine):
                 pid = int(entry.name)
                 if pid != os.getpid() and str(self.folder).encode() in (entry / "cmdline").read_bytes().split(b"python")[0]:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _with_much_weight() -> list[str]:
+    """Options of ``dockerd`` by which containers that burn do so also on a busy machine; with cgroup v2 it may not choose a group's name."""
+    shares = Path("/sys/fs/cgroup/cpu", CGROUPS, "cpu.shares")
+    if not shares.parent.parent.is_dir():
+        return []
+    shares.parent.mkdir(exist_ok=True)
+    shares.write_text("20480")  # where others have 1024
+    return ["--cgroup-parent", f"/{CGROUPS}"]
 
 
 def _free_port() -> int:

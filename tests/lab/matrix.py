@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import argparse
 import contextlib
+import os
 import queue
 import random
 import re
@@ -816,7 +817,7 @@ def table(results: t.Sequence[Told]) -> str:
     return "\n".join(lines)
 
 
-def run_all(chosen: t.Sequence[Cell], workers: int = 2) -> list[Told]:
+def run_all(chosen: t.Sequence[Cell], workers: int) -> list[Told]:
     """Run these cells, some at a time, and tell of each as it ends."""
     left: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     for cell in random.Random(1).sample(chosen, len(chosen)):  # so that the first of them tell something of all
@@ -875,7 +876,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", default="", help="a regular expression that the names of the cells must match")
     options.add_argument("--list", action="store_true", help="only list the cells")
-    options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--workers", type=int, default=(os.cpu_count() or 1) + 1, help="how many cells are run at a time")
     given = options.parse_args()
     chosen = [cell for cell in cells() if re.search(given.only, str(cell))]
     if given.list:

@@ -41,12 +41,13 @@ with socket.socket(socket.AF_UNIX) as warm:
 
 @contextlib.contextmanager
 def warm_python() -> t.Iterator[str]:
-    """The path of such a Python."""
+    """The path of such a Python, with a folder ``modules`` beside it for what runs pack for it."""
     with tempfile.TemporaryDirectory(prefix="healer-lab-", dir="/var/tmp") as folder:
         place = f"{folder}/socket"
         python = Path(folder) / "python"
         python.write_text(STARTED.format(python=sys.executable, place=place))
         python.chmod(0o755)
+        (Path(folder) / "modules").mkdir()
         with subprocess.Popen([sys.executable, "-m", "tests.lab.warm", place], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
