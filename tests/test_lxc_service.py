@@ -366,3 +366,73 @@ def named(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+# OpenRC
+
+OPENRC = {
+    "plain": "command=/bin/sleep\ncommand_args=infinity\ncommand_background=yes\npidfile=/run/plain.pid\n"
+    "extra_started_commands=reload\nreload() { return 0; }\n",
+    "watched": "supervisor=supervise-daemon\ncommand=/bin/sleep\ncommand_args=infinity\n",
+    "dies": "command=/bin/sh\ncommand_args=\"-c 'sleep 2; exit 3'\"\ncommand_background=yes\npidfile=/run/dies.pid\n",
+    "idle": "command=/bin/sleep\ncommand_args=infinity\ncommand_background=yes\npidfile=/run/idle.pid\n",
+    "never": "start() { eerror 'no such disk'; return 1; }\n",
+}
+
+
+@pytest.fixture(scope="module")
+def openrc(lab: Containers) -> Caller:
+    """Container 300, in which OpenRC is init; the server in it is Debian's, by the script that it has for the inits before systemd."""
+    root = lab.create(300, image="openrc").root
+    for name, text in OPENRC.items():
+        (root / "etc/init.d" / name).write_text(f"#!/sbin/openrc-run\n{text}")
+        (root / "etc/init.d" / name).chmod(0o755)
+    lab.start(300)
+    for name in ("plain", "watched"):
+        lab.exec(300, ["rc-service", name, "start"])
+    return Caller(lxc_service, {"vmid": [300], "stable_for": 1, "exec_timeout": 10, "timeout": 20})
+
+
+def began(lab: Containers) -> str:
+    """When the server in it began."""
+    return lab.exec(300, ["runuser", "-u", "postgres", "--", "psql", "-XAtqwc", "SELECT pg_postmaster_start_time()"]).stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["plain", "watched"])
+def test_openrc_restarts_and_another_process_proves_it(lab: Containers, openrc: Caller, name: str) -> None:
+    start = len(lab.execs())
+    foretold = openrc(name=name, state="restarted", check=True)
+    assert not [words for words in lab.execs()[start:] if "restart" in words]
+    answer = openrc(name=name, state="restarted")
+    assert answer["steps"] == foretold["steps"] == [f"restart {name} in 300"]
+    (result,) = answer["results"]
+    assert (result["init"], result["verified"]) == ("openrc", {name: "process"})
+    pid = result["units"][0]["main_pid"]
+    assert pid != foretold["before"][300][name]["main_pid"]
+    assert lab.exec(300, ["cat", f"/proc/{pid}/comm"]).stdout == "sleep\n"
+
+
+def test_openrc_restarts_what_it_knows_no_process_of_and_that_is_no_proof(lab: Containers, openrc: Caller) -> None:
+    """Debian's script for the inits before systemd: OpenRC passes its restart on, and notes nothing."""
+    before = began(lab)
+    error = openrc.fails(name="postgresql", state="restarted", probe=QUERY)
+    assert (error.code, "noted no other start" in error.why) == ("not_converged", True)
+    assert began(lab) != before
+
+
+def test_openrc_starts_reloads_and_leaves_alone(lab: Containers, openrc: Caller) -> None:
+    assert "it is inactive (stopped)" in openrc.fails(name="idle", state="restarted").why
+    assert openrc(name="idle", state="started")["changed"]
+    assert not openrc(name="idle", state="started")["changed"]
+    seen = read(lxc_service_info, vmid=[300], name="plain")["services"][0]
+    assert openrc(name="plain", state="reloaded")["changed"]
+    assert read(lxc_service_info, vmid=[300], name="plain")["services"][0]["units"] == seen["units"]
+    assert openrc.fails(name="nobody", state="restarted").code == "not_found"
+
+
+def test_with_openrc_too_what_dies_two_seconds_after_its_start_has_failed(openrc: Caller) -> None:
+    answer, error = call(lxc_service, **{**openrc.options, "stable_for": 4}, name="dies", state="started")
+    assert error is not None
+    assert (error.code, answer["changed"]) == ("task_failed", True)
+    assert "s later it is failed (crashed" in error.why
+    assert "no such disk" in openrc.fails(name="never", state="started").why

@@ -35,6 +35,7 @@ DISK = 16 * 2**30
 """Bytes of the file with the file system; it takes no more of the disk than is written."""
 PROGRAMS = ("lxc-start", "lxc-attach", "lxc-stop", "mkfs.btrfs", "btrfs", "losetup", "tar")
 NODE = "pve1"
+OPENRC = "openrc-init"
 DEVICES = ("c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm")
 CONFIG = """\
 lxc.uts.name = {hostname}
@@ -45,7 +46,7 @@ lxc.tty.max = 0
 lxc.pty.max = 64
 lxc.cap.drop = mac_admin mac_override sys_time sys_module sys_rawio sys_boot
 lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed
-lxc.signal.halt = SIGRTMIN+3
+lxc.signal.halt = {halt}
 lxc.console.path = none
 """
 
@@ -93,7 +94,10 @@ class Container:
         config = self._lxc / self.name / "config"
         config.parent.mkdir(exist_ok=True)
         hostname = (self.root / "etc/hostname").read_text().strip()
-        lines = [CONFIG.format(root=self.root, hostname=hostname), *(f"lxc.{key} = {value}\n" for key, value in self._limits(limits))]
+        lines = [
+            CONFIG.format(root=self.root, hostname=hostname, halt="SIGTERM" if self.openrc else "SIGRTMIN+3"),
+            *(f"lxc.{key} = {value}\n" for key, value in self._limits(limits)),
+        ]
         config.write_text("".join(lines))
         until = time.monotonic() + 10
         while self.groups.file("memory", "").exists() and time.monotonic() < until:
@@ -117,10 +121,16 @@ class Container:
             yield "cgroup.memory.memsw.limit_in_bytes", (limits.memory + limits.swap) * MIB
             yield "cgroup.cpu.cfs_quota_us", quota or -1
 
+    @property
+    def openrc(self) -> bool:
+        """Whether OpenRC is its init, and not systemd."""
+        return str((self.root / "sbin/init").readlink()) == OPENRC
+
     def wait(self, seconds: float = 60) -> None:
-        """Until it has booted: systemd has started what it was to start."""
+        """Until it has booted: its init has started what it was to start."""
         until = time.monotonic() + seconds
-        while (state := self.exec(["systemctl", "is-system-running"], check=False).stdout.strip()) not in {"running", "degraded"}:
+        asked = ["sh", "-c", "test ! -e /run/openrc/rc.starting && rc-status --runlevel"] if self.openrc else ["systemctl", "is-system-running"]
+        while (state := self.exec(asked, check=False).stdout.strip()) not in {"running", "degraded", "default"}:
             if time.monotonic() > until:
                 raise LabError(f"container {self.vmid} has not booted after {seconds:.0f} s: {state}")
             time.sleep(0.1)
@@ -218,6 +228,11 @@ class Containers:
         _must("tar", "--extract", "--numeric-owner", "--xattrs", "--file", str(archive()), "--directory", str(disk / "postgres"))
         btrfs("subvolume", "snapshot", str(disk / "postgres"), str(disk / "debian"))
         (disk / "debian/etc/systemd/system/postgresql.service").symlink_to("/dev/null")
+        btrfs("subvolume", "snapshot", str(disk / "postgres"), str(disk / "openrc"))
+        (disk / "openrc/sbin/init").unlink()
+        (disk / "openrc/sbin/init").symlink_to(OPENRC)
+        for service in ("cgroups", "hwclock.sh"):
+            (disk / "openrc/etc/runlevels/sysinit" / service).unlink(missing_ok=True)
 
     # what is known
 
@@ -256,7 +271,8 @@ class Containers:
     # what can be done
 
     def create(self, vmid: int, image: str = "debian", hostname: str = "", **limits: t.Any) -> Container:
-        """A stopped container. ``image`` is ``debian``, or ``postgres`` with a server that starts; ``limits`` are those of ``Limits``."""
+        """A stopped container. ``image`` is ``debian``, ``postgres`` with a server that starts, or ``openrc`` with one that OpenRC starts; ``limits`` are those
+        of ``Limits``."""
         container = Container(self.folder, vmid)
         container.disk.mkdir()
         btrfs("subvolume", "snapshot", str(self.folder / "disk" / image), str(container.root))

@@ -1,4 +1,4 @@
-"""A Debian for the lab's containers, with systemd and PostgreSQL in it: built once, and kept for whoever comes next."""
+"""A Debian for the lab's containers, with systemd, OpenRC and PostgreSQL in it: built once, and kept for whoever comes next."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.lab.engine import LabError
 RELEASE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 BASE = ("systemd", "systemd-sysv", "dbus", "procps")
-POSTGRES = ("postgresql-15",)
-"""It has contrib and pgbench in it."""
+MORE = ("postgresql-15", "openrc")
+"""The first has contrib and pgbench in it; the second sleeps but where it is made init."""
 IDLE = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -60,7 +60,7 @@ def alone(name: str) -> t.Iterator[None]:
 
 def kept() -> Path:
     """Where the root file system is kept as a tar file, if it was built on this machine."""
-    what = repr((FORMAT, RELEASE, BASE, POSTGRES, IDLE, USELESS, SETTINGS))
+    what = repr((FORMAT, RELEASE, BASE, MORE, IDLE, USELESS, SETTINGS))
     return CACHE / f"{RELEASE}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.tar"
 
 
@@ -82,7 +82,7 @@ def _build(path: Path) -> None:
             _run(log, "debootstrap", "--variant=minbase", f"--include={','.join(BASE)}", RELEASE, str(root), MIRROR)
             (root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")  # nothing is started in here
             (root / "usr/sbin/policy-rc.d").chmod(0o755)
-            _run(log, "chroot", str(root), "apt-get", "install", "--yes", "--no-install-recommends", *POSTGRES)
+            _run(log, "chroot", str(root), "apt-get", "install", "--yes", "--no-install-recommends", *MORE)
         finally:
             subprocess.run(["umount", "--recursive", str(root / "proc")], stderr=subprocess.DEVNULL, check=False)
         _finish(root)

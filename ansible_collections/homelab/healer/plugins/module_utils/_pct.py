@@ -222,13 +222,12 @@ class Node:
             raise Refused(what, why=why, fix="Look with pct enter what runs as process 1 in it, and restart the service by that.")
         if done.code not in OPENRC_WORDS:
             raise refusal(what, vmid, done.err) or TaskFailed(what, why=done.told, fix="Look with pct enter what rc-service says in it.")
-        child, pidfile = openrc_files(
-            self.run(vmid, ["cat", *(f"/run/openrc/{kind}" for kind in (f"daemons/{plain}/001", f"options/{plain}/child_pid"))], what).out
-        )
+        files = (f"/run/openrc/{kind}" for kind in (f"daemons/{plain}/001", f"options/{plain}/pidfile", f"options/{plain}/child_pid"))
+        child, pidfile = openrc_files(self.run(vmid, ["grep", "", *files], what).out)  # which names the file of each line
         pid = child or (self._number(vmid, pidfile, what) if pidfile else 0)
         born = started_at(self.run(vmid, ["cat", f"/proc/{pid}/stat"], what).out) if pid else ""
-        stamp = self.run(vmid, ["stat", "-c", "%Z", f"/run/openrc/started/{plain}"], what).out.strip()
-        unit = openrc_unit(plain, done.code, pid if born else 0, born, stamp if stamp.isdigit() else "")
+        stamp = self.run(vmid, ["stat", "-c", "%z", f"/run/openrc/started/{plain}"], what).out.strip()
+        unit = openrc_unit(plain, done.code, pid, born, stamp)
         return Service(vmid, unit, (unit,))
 
     def _number(self, vmid: int, path: str, what: str) -> int:

@@ -304,14 +304,17 @@ def instances(unit: Unit) -> tuple[str, ...]:
 
 
 def openrc_files(text: str) -> tuple[int, str]:
-    """The process that a supervisor started, and the file with the number of the main process, as OpenRC has written them down; 0 and empty where not."""
+    """The process that a supervisor started, and the file with the number of the main process, as OpenRC has written them down; 0 and empty where not.
+
+    ``text`` has lines of OpenRC's files, each after the file's name and a colon.
+    """
     child, pidfile = 0, ""
     for line in text.splitlines():
-        if line.strip().isdigit() and len(line.strip()) < 10:
-            child = int(line)
-        key, _equals, value = line.partition("=")
-        if key == "pidfile" and value.startswith("/"):
-            pidfile = value
+        name, _colon, value = line.partition(":")
+        if name.endswith("/child_pid") and value.isdigit() and len(value) < 10:
+            child = int(value)
+        value = value if name.endswith("/pidfile") else value[len("pidfile=") :] if value.startswith("pidfile=") else ""
+        pidfile = value if value.startswith("/") else pidfile
     return child, pidfile
 
 
@@ -322,8 +325,14 @@ def started_at(text: str) -> str:
 
 
 def openrc_unit(name: str, code: int, pid: int, born: str, stamp: str) -> Unit:
-    """A service of OpenRC, from the exit status of its ``status``, its main process and when that began, and when OpenRC noted that it is started."""
+    """A service of OpenRC, from the exit status of its ``status``, its main process and when that began, and when OpenRC noted that it is started.
+
+    OpenRC watches only what its own programs started, so one whose main process is not there any more is crashed, whatever it says.
+    """
     active, sub = OPENRC_WORDS[code]
+    if active == "active" and pid and not born:
+        active, sub = "failed", "crashed"
+    pid = pid if born else 0
     proof, invocation = ("process", f"{pid}@{born}") if pid else ("stamp", f"started {stamp}") if stamp else ("", "")
     return Unit(name, "loaded", active, sub, pid, invocation, stamp, init="openrc", proof=proof, result="success" if active != "failed" else "crashed")
 

@@ -250,7 +250,7 @@ results:
           description: Whether it is started when the container is; in systemd's words.
           type: str
         changed_at:
-          description: When its state changed last, in microseconds of systemd's clock, or in seconds with OpenRC.
+          description: When its state changed last, in microseconds of systemd's clock, or a date and time with OpenRC.
           type: str
         since:
           description: Since when it has been active, in systemd's words.
@@ -408,7 +408,7 @@ class Act(Step):
             time.sleep(min(POLL_MOST, max(0.0, until - time.monotonic())))
 
     def _failed(self, client: Node, unit: Unit, why: str) -> HealerError:
-        fix = "Correct what its journal tells, then run this again."
+        fix = "Correct what its journal tells, then run this again." if unit.init == "systemd" else "Look into its own log in the container, then run this again."
         if unit.status == SANDBOX:
             fix = f"Its sandbox cannot be set up in this container: allow it nesting, as with pct set {self.vmid} --features nesting=1, and restart that."
         elif not unit.anew(self.unit) and self.unit.restart not in ("", "no"):
@@ -418,11 +418,9 @@ class Act(Step):
         return error
 
     def _unproved(self, unit: Unit) -> HealerError:
-        why = (
-            "nothing tells its process from the one before: there is no pidfile, no supervisor and no note of a start"
-            if not unit.proof
-            else "it is the same run as before"
-        )
+        why = "it is the same run as before"
+        if unit.proof in ("", "stamp"):
+            why = "OpenRC knows of no pidfile and no supervisor, and noted no other start, so nothing tells its process from the one before"
         return NotConverged(f"did {self}, but cannot prove it", why=why, fix="Look at its processes in the container.")
 
     def happened(self, now: Service) -> bool | None:

@@ -123,7 +123,7 @@ services:
           description: Whether it is started when the container is; in systemd's words.
           type: str
         changed_at:
-          description: When its state changed last, in microseconds of systemd's clock, or in seconds with OpenRC.
+          description: When its state changed last, in microseconds of systemd's clock, or a date and time with OpenRC.
           type: str
         since:
           description: Since when it has been active, in systemd's words.

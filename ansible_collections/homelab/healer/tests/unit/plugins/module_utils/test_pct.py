@@ -153,10 +153,11 @@ case "$*" in
     "systemctl "*) echo 'lxc-attach: 200: ../src/lxc/attach.c: 1841 No such file or directory - Failed to exec "systemctl"' >&2; exit 127 ;;
     "rc-service --nocolor nginx status") echo " * status: started"; exit 0 ;;
     "rc-service --nocolor nope status") echo " * rc-service: service \\`nope' does not exist" >&2; exit 1 ;;
-    "cat /run/openrc/daemons/nginx/001 /run/openrc/options/nginx/child_pid") printf 'exec=/usr/sbin/nginx\\npidfile=/run/nginx.pid\\n'; exit 1 ;;
+    "grep  /run/openrc/daemons/nginx/001 /run/openrc/options/nginx/pidfile /run/openrc/options/nginx/child_pid")
+        printf '/run/openrc/daemons/nginx/001:%s\\n' exec=/usr/sbin/nginx pidfile=/run/nginx.pid; exit 2 ;;
     "cat -- /run/nginx.pid") echo 2541 ;;
     "cat /proc/2541/stat") echo "2541 (nginx) S 1 2 3 0 -1 4 1 0 0 0 0 0 0 0 20 0 1 0 834512 1" ;;
-    "stat -c %Z /run/openrc/started/nginx") echo 1700000000 ;;
+    "stat -c %z /run/openrc/started/nginx") echo 2026-11-25 10:57:42.234994046 +0000 ;;
     *) echo "not meant: $*" >&2; exit 9 ;;
 esac
 """
@@ -166,7 +167,7 @@ def test_openrc_as_laid_out(pct: t.Callable[[str], Node]) -> None:
     node = pct(OPENRC)
     service = node.service(200, "nginx.service")
     assert (service.asked.init, service.asked.id, service.up, service.asked.main_pid) == ("openrc", "nginx", True, 2541)
-    assert (service.asked.invocation, service.asked.proof, service.asked.changed) == ("2541@834512", "process", "1700000000")
+    assert (service.asked.invocation, service.asked.proof, service.asked.changed) == ("2541@834512", "process", "2026-11-25 10:57:42.234994046 +0000")
     for name, why in (("nope.service", "does not exist"), ("a@b.service", "is no name of a service of OpenRC")):
         with pytest.raises(HealerError, match=why):
             node.service(200, name)

@@ -182,10 +182,15 @@ def test_what_tells_another_run() -> None:
 def test_openrc() -> None:
     states = {0: "active", 3: "inactive", 4: "deactivating", 8: "activating", 16: "inactive", 32: "failed"}
     assert {code: openrc_unit("x", code, 0, "", "").active for code in states} == states
-    daemon = "exec=/usr/sbin/nginx\nargv_0=/usr/sbin/nginx\nargv_1=-c\npidfile=/run/nginx/nginx.pid\n"
+    lines = ("exec=/usr/sbin/nginx", "argv_0=/usr/sbin/nginx", "argv_1=pidfile=/x", "pidfile=/run/nginx/nginx.pid")
+    daemon = "".join(f"/run/openrc/daemons/nginx/001:{line}\n" for line in lines)
+    option = "/run/openrc/options/nginx/"
     assert openrc_files(daemon) == (0, "/run/nginx/nginx.pid")
-    assert openrc_files(f"{daemon}2541") == (2541, "/run/nginx/nginx.pid")  # the number has no line break after it
-    assert openrc_files("pidfile=-rf\n") == (0, "")
+    assert openrc_files(f"{daemon}{option}child_pid:2541\n") == (2541, "/run/nginx/nginx.pid")
+    assert openrc_files(f"{option}pidfile:/run/a:b.pid\n") == (0, "/run/a:b.pid")
+    assert openrc_files(f"{option}pidfile:-rf\n{option}child_pid:1x\n") == (0, "")
+    crashed = openrc_unit("x", 0, 51, "", "")  # of which OpenRC still says that it is started
+    assert (crashed.present, crashed.up, crashed.main_pid) == ("failed", False, 0)
     stat = "2541 (a b) c) S 1 2541 2541 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 834512 1 1 1"
     assert (started_at(stat), started_at("")) == ("834512", "")
 
