@@ -408,7 +408,7 @@ class Act(Step):
             time.sleep(min(POLL_MOST, max(0.0, until - time.monotonic())))
 
     def _failed(self, client: Node, unit: Unit, why: str) -> HealerError:
-        fix = "Correct what its journal tells, then run this again." if unit.init == "systemd" else "Look into its own log in the container, then run this again."
+        fix = f"{'Correct what its journal tells' if unit.init == 'systemd' else 'Look into its own log in the container'}, then run this again."
         if unit.status == SANDBOX:
             fix = f"Its sandbox cannot be set up in this container: allow it nesting, as with pct set {self.vmid} --features nesting=1, and restart that."
         elif not unit.anew(self.unit) and self.unit.restart not in ("", "no"):
