@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import NO_CONTAINERS
 from tests.lab.containers import Containers, NoContainers
-from tests.lab.matrix import CHANGE, Inside
+from tests.lab.matrix import CHANGE, Inside, recover
 from tests.lab.playbooks import Controller, Run
-from tests.lab.stepped import Breakpoint, Stepped, until_nothing_is_left
+from tests.lab.stepped import Breakpoint, Stepped, kill_leftovers, until_nothing_is_left
 
 POSTGRES = Inside.UNIT
 QUICK: dict[str, t.Any] = {"vmid": 200, "pg_service_stable_for": 1, "pg_service_pause": 1, "pg_service_needed": 2, "pg_service_looks": 40}
@@ -187,6 +187,25 @@ def test_a_node_that_is_gone_at_the_change_is_recorded_and_not_climbed_over(site
     assert (run.returncode, run.record["outcome"], lab[200].pid) == (2, "needs_human", first), run.output
     assert "cannot reach first for homelab.healer.lxc_service" in run.record["why"]
     assert "No route to host" in run.record["why"]
+
+
+def test_what_a_module_on_the_node_may_still_do_is_waited_for(site: Inside, lab: Containers, controller: Controller) -> None:
+    """Its run is gone, with the whole machine that it was on; whether the module is, only the node can tell."""
+    before = run_of(lab)
+    with Stepped(controller, "homelab.healer.restart_postgres", [Breakpoint(CHANGE)], **QUICK) as stepped:
+        stepped.until_it_stops()
+        site.stick()
+        stepped.go_on()
+        site.until_it_writes()
+        stepped.kill()
+        kill_leftovers(controller.folder)
+    site.clear()
+    site.way.cut()
+    assert "is left alone: the run that has it may still be at it" in " ".join(recover(controller).split())
+    site.way.mend()
+    told = controller.play("homelab.healer.recover")
+    assert told.record["outcome"] == ("rolled_back" if run_of(lab) == before else "healed"), told.output
+    assert answers(lab)
 
 
 def test_a_node_that_is_not_in_the_inventory_is_named(lab: Containers, controller: Controller) -> None:
