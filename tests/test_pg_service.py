@@ -105,11 +105,16 @@ def test_by_a_connection_of_its_own_where_it_was_down(lab: Containers, controlle
     controller.add("postgresql", db={"healer_postgresql": socket})
     lab.exec(200, ["systemctl", "kill", "--signal=KILL", POSTGRES])
     time.sleep(1)
-    run = restart(controller, server="db")
+    with Stepped(controller, "homelab.healer.restart_postgres", [Breakpoint(CHANGE, at="end")], **QUICK, server="db") as stepped:
+        stepped.until_it_stops()
+        stepped.kill()
+    until_nothing_is_left(controller.folder)
+    run = controller.play("homelab.healer.recover")
     assert (run.returncode, run.record["outcome"]) == (0, "healed"), run.output
     assert "it answers a query: good, 60 (before: unknown)" in run.record["why"]
     run = restart(controller, server="nobody")
-    assert (run.returncode, "cannot ask nobody: no host of the inventory has that name" in " ".join(run.output.split())) == (2, True), run.output
+    told = "cannot ask nobody: no host of the inventory has that name and a healer_postgresql"
+    assert (run.returncode, told in " ".join(run.output.split())) == (2, True), run.output
 
 
 def test_what_was_stopped_for_good_is_left_alone(lab: Containers, controller: Controller) -> None:
