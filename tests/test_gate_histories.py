@@ -327,7 +327,16 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def recover(self, data: st.DataObject) -> None:
         """Another run takes over what was left behind; it may be killed in turn."""
-        one = self.known[data.draw(st.sampled_from(sorted(self.known)))]
+        self.take(self.known[data.draw(st.sampled_from(sorted(self.known)))])
+
+    @precondition(lambda self: any(one.state == "applying" for one in self.known.values()))
+    @rule(data=st.data())
+    def a_run_dies_as_it_changes(self, data: st.DataObject) -> None:
+        one = self.known[data.draw(st.sampled_from(sorted(id_ for id_, one in self.known.items() if one.state == "applying")))]
+        self.time_passes(max(0.0, one.until - self.now) + 1.0)
+        self.take(one)
+
+    def take(self, one: Known) -> None:
         with self.file.turn() as ledger:
             why = _gate.not_to_be_taken(ledger, ledger.get(one.id), gone=False)
             waits = one.state == "asked" and one.expires is not None and self.now < one.expires
@@ -441,12 +450,16 @@ def test_no_history_breaks_a_limit(whole: bool) -> None:
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    Histories.seen.clear()
-    run_state_machine_as_test(Histories, settings=how)
-    print(f"\nanswers: {dict(sorted(Histories.seen.items()))}")
     checks = ["", "clock", "pause", "frozen", "one at a time", "storm", "breaker", "cooldown", "budget", "in flight"]
-    needed = {f"first {check}" for check in checks} | {"second allowed", "second ask", "second pause", "taken planned", "taken applying"}
-    assert (needed if whole else {"first ", "first budget", "first cooldown", "second allowed"}) <= set(Histories.seen)
+    all_of_it = {f"first {check}" for check in checks} | {"second allowed", "second ask", "second pause", "taken planned", "taken applying"}
+    needed = all_of_it if whole else {"first ", "first budget", "first cooldown", "second allowed"}
+    Histories.seen.clear()
+    for _round in range(10 if whole else 1):  # what is rare is not in every so many histories
+        run_state_machine_as_test(Histories, settings=how)
+        if needed <= set(Histories.seen):
+            break
+    print(f"\nanswers: {dict(sorted(Histories.seen.items()))}")
+    assert needed <= set(Histories.seen)
 
 
 def test_the_rule_that_the_plan_falls_under_has_its_own_limits(tmp_path: Path) -> None:
