@@ -53,6 +53,7 @@ LEFT_OUT = {
 }
 PARTS = {
     "repair": "the whole, where it was healed",
+    "noticing": "from the alert to the run that answers it",
     "diagnosing": "diagnosing, before the gate",
     "planning": "planning, and the gate",
     "waiting": "waiting for a human",
@@ -199,6 +200,7 @@ def report_metrics(info: Facts) -> str:
     by_remedy("remediations_recurred_total", "Successes whose trouble came back within 24 hours.", told["recurred"])
     by_remedy("remediations_unattended_total", "Successes for which no human was asked, also where they recurred later.", told["alone"])
     by_remedy("remediations_joined_total", "Denied, as another one of the same target was under way.", told["joined"])
+    metric("alerts_unanswered_total", "counter", "Alerts that no remedy answered.", [("", {}, told["alerts"])])
     metric(
         "time_to_repair_seconds",
         "histogram",

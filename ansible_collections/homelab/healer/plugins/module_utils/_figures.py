@@ -61,6 +61,7 @@ DAY = 86400.0
 MOST_BINS = 62
 MOST_TARGETS = 100
 MOST_WAITING = 100
+MOST_ALERTS = 50
 MOST_DIAGNOSES = 1000
 """How many of the newest records are read for how long a diagnosis took, which only they tell."""
 
@@ -88,12 +89,13 @@ def figures(ledger: Ledger, since: float | None, paused_by: str) -> Figures:
             pending=sum(remedy.pop("pending") for remedy in remedies),
         ),
         refused=refusals,
-        seconds=[diagnoses(ledger, begun), *(spread(part, took) for part, took in _took(ledger, begun).items())],
+        seconds=[*before_the_gate(ledger, begun), *(spread(part, took) for part, took in _took(ledger, begun).items())],
         days=days(ledger, begun, now),
         remedies=[dict(remedy, outcomes=_outcomes(remedy.pop("endings"))) for remedy in remedies],
         targets=targets[:MOST_TARGETS],
         targets_found=len(targets),
         waiting=waiting(ledger, begun, now, paused_by),
+        alerts=unanswered(ledger, begun),
     )
 
 
@@ -166,12 +168,17 @@ def rank(quantile: float, count: int) -> int:
     return max(0, math.ceil(round(quantile * count, 6)) - 1)
 
 
-def diagnoses(ledger: Ledger, begun: float) -> Figures:
-    """How long diagnoses took by the controller's clock, as ``spread`` says it; of the newest of the period, since only their records tell."""
+def before_the_gate(ledger: Ledger, begun: float) -> list[Figures]:
+    """How long it took from an alert's begin to the run, and how long the diagnosis, as ``spread`` says it.
+
+    By the clocks of Prometheus' and the controller's machines; of the newest of the period, since only their records tell.
+    """
     question = f"""SELECT body FROM journal WHERE kind IN ('closed', 'failed') AND remediation IN
         (SELECT id FROM remediations WHERE opened >= ? AND fence > 0 AND closed IS NOT NULL ORDER BY opened DESC LIMIT {MOST_DIAGNOSES})"""
-    told = (_between(_facts(body).get("times"), "started", "diagnosed") for (body,) in ledger.rows(question, begun))
-    return spread("diagnosing", sorted(seconds for seconds in told if seconds is not None))
+    times = [_facts(body).get("times") for (body,) in ledger.rows(question, begun)]
+    spans = {"noticing": ("alerted", "started"), "diagnosing": ("started", "diagnosed")}
+    told = {part: [_between(of_one, *span) for of_one in times] for part, span in spans.items()}
+    return [spread(part, sorted(seconds for seconds in took if seconds is not None)) for part, took in told.items()]
 
 
 def _between(times: t.Any, first: str, then: str) -> float | None:
@@ -179,6 +186,18 @@ def _between(times: t.Any, first: str, then: str) -> float | None:
         return round((datetime.fromisoformat(times[then]) - datetime.fromisoformat(times[first])).total_seconds(), 3)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def unanswered(ledger: Ledger, begun: float) -> Figures:
+    """The alerts of the period that no remedy answered: how many entries, and the newest of them."""
+    which = "FROM journal WHERE kind = 'alert' AND at >= ?"
+    newest = ledger.rows(f"SELECT at, body {which} ORDER BY seq DESC LIMIT {MOST_ALERTS}", begun)
+    return dict(found=ledger.rows(f"SELECT count(*) {which}", begun)[0][0], newest=[dict(_alert(_facts(body)), at=at) for at, body in newest])
+
+
+def _alert(facts: Figures) -> Figures:
+    labels = {str(name): str(value) for name, value in _dict(facts.get("labels")).items()}
+    return dict(labels=labels, why=str(facts.get("why") or ""), count=int(facts.get("count") or 1))
 
 
 def _facts(body: str) -> dict[str, t.Any]:
@@ -321,6 +340,7 @@ def totals(ledger: Ledger, paused_by: str) -> Figures:
         recurred=[list(row) for row in ledger.rows("SELECT remedy, count(recurred) FROM remediations WHERE state = 'healed' GROUP BY 1 ORDER BY 1")],
         alone=[list(row) for row in ledger.rows(f"SELECT remedy, count(*) FROM remediations WHERE state = 'healed' AND NOT {ASKED} GROUP BY 1 ORDER BY 1")],
         joined=[list(row) for row in joined],
+        alerts=ledger.rows("SELECT count(*) FROM journal WHERE kind = 'alert'")[0][0],
         seconds=[bucketed(part, took) for part, took in _took(ledger, 0.0).items()],
         open={state: states.get(state, 0) for state in OPEN},
         questions=ledger.rows(f"SELECT count(*) FROM remediations WHERE {waits}", now)[0][0],

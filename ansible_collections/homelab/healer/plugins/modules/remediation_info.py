@@ -234,7 +234,8 @@ figures:
     seconds:
       description: >-
         How long each V(part) took, V(count) of them; half took at most V(median) seconds, and nine of ten at most V(p90). V(repair) is a success from the
-        first question to its end, V(diagnosing) what was before that (of the newest 1000, by the controller's clock), V(planning) up to the change without
+        first question to its end, V(noticing) from the begin of the alert to the run that answers it, V(diagnosing) from there to that question (both
+        of the newest 1000, by the clocks of who told the alert and of the controller), V(planning) up to the change without
         the V(waiting) for a human, then V(changing), V(verifying) and V(putting_back). What a run that died left undone counts until it was taken over.
       type: list
       elements: dict
@@ -259,6 +260,11 @@ figures:
         V(why), V(since), V(fix), V(remediation) and V(target). V(failed) and V(stopped) are for the last word of a remedy on a target.
       type: list
       elements: dict
+    alerts:
+      description: >-
+        Alerts that no remedy answered, V(found) entries, and the V(newest) of them, each with V(at), V(labels), V(why) and V(count), how many of the same
+        arrived at once.
+      type: dict
 totals:
   description: >-
     Counts of all time and what is so now, with O(gather=totals); otherwise empty. The role P(homelab.healer.report#role) makes metrics of them.
