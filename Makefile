@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 PYTHON := .venv/bin/python
 COLLECTION := ansible_collections/homelab/healer
 
-.PHONY: demo test test-all matrix bench lint format clean ready
+.PHONY: demo loop test test-all matrix bench lint format clean ready
 
 # LAB=lxc: a story in real Linux containers.
 demo: ready
@@ -22,6 +22,10 @@ test-all: ready
 # Takes most of an hour. Its last line is "N of N closed".
 matrix: ready
 	@$(PYTHON) -m tests.lab.matrix
+
+# Its last line is "N of N closed, harm to 0".
+loop: ready
+	@$(PYTHON) -m tests.lab.loop
 
 bench: ready
 	$(PYTHON) -m pytest -s tests/bench

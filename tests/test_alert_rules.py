@@ -20,7 +20,8 @@ from tests.lab.monitoring import get, missing, run, serving
 from tests.lab.playbooks import COLLECTION
 from tests.lab.postgres import Postgres, bloat, blockers, prepared
 from tests.lab.proxmox.client import Proxmox
-from tests.test_proxmox_clients import exporter, scrape
+from tests.lab.watch import pve_exporter
+from tests.test_proxmox_clients import scrape
 
 HOME = COLLECTION / "extensions/prometheus"
 RULES = sorted((HOME / "rules").glob("*.yml"))
@@ -183,7 +184,7 @@ def test_pve_exporter_tells_what_the_rules_read(pve: Proxmox, tmp_path: Path, mo
     pve.set_guest(200, onboot=1)
     options = pve.options
     config = {"user": "root@pam", "verify_ssl": True, "token_name": options["api_token_id"], "token_value": options["api_token_secret"]}
-    with exporter(tmp_path, config, options["ca_path"]) as address:
+    with pve_exporter(tmp_path, config, options["ca_path"]) as address:
         told = scrape(address, pve)
     assert {name for name in metrics() if name.startswith("pve_")} - set(told) == set()
     for name in ("pve_memory_usage_bytes", "pve_memory_size_bytes", "pve_cpu_usage_ratio", "pve_disk_usage_bytes", "pve_disk_size_bytes", "pve_up"):

@@ -6,13 +6,6 @@ the simulator's state as seen from behind.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 import typing as t
 import urllib.request
 from pathlib import Path
@@ -20,7 +13,6 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from proxmoxer import ProxmoxAPI
 from proxmoxer.core import AuthenticationError, ResourceException
@@ -29,11 +21,11 @@ from proxmoxer.tools import Tasks
 from tests.lab import peers
 from tests.lab.playbooks import Controller, Run
 from tests.lab.proxmox.client import Proxmox, proxmox
+from tests.lab.watch import BUNDLES, pve_exporter
 
 MIB = 1 << 20
 PEER = "community.proxmox.proxmox"
 TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
-BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 @pytest.fixture(scope="module", params=["9.2", "8.4"])
@@ -214,38 +206,6 @@ def test_community_proxmox_snapshots_starts_stops_creates_and_removes(server: Pr
 # prometheus-pve-exporter
 
 
-@contextlib.contextmanager
-def exporter(folder: Path, config: dict[str, t.Any], authority: str) -> t.Iterator[str]:
-    """The exporter in a process of its own, with this configuration; its address. It trusts this authority alone."""
-    (folder / "pve.yml").write_text(yaml.safe_dump({"default": config}))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PVE_") and name not in BUNDLES}
-    environment = {**kept, "REQUESTS_CA_BUNDLE": authority}
-    command = [sys.executable, "-m", "pve_exporter", "--config.file", str(folder / "pve.yml"), "--web.listen-address", "127.0.0.1:0"]
-    log = folder / "exporter.log"
-    with log.open("wb") as said:
-        # in a session of its own: it has a worker, which must not outlive it
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
-    try:
-        yield _address(process, log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    until = time.monotonic() + 30
-    while time.monotonic() < until and process.poll() is None:
-        if found := re.search(r"Listening at: (http://127\.0\.0\.1:\d+)", log.read_text(encoding="utf-8")):
-            return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"the exporter does not listen: {log.read_text(encoding='utf-8')}")
-
-
 Samples = dict[str, dict[str, tuple[float, dict[str, str]]]]
 
 
@@ -271,7 +231,7 @@ def test_prometheus_pve_exporter(server: Proxmox, tmp_path: Path, secret: str) -
     options = server.options
     token = {"token_name": options["api_token_id"], "token_value": options["api_token_secret"]}
     config = {"user": "root@pam", "verify_ssl": True, **(token if secret == "token" else {"password": server.passwords["root@pam"]})}
-    with exporter(tmp_path, config, options["ca_path"]) as address:
+    with pve_exporter(tmp_path, config, options["ca_path"]) as address:
         first = scrape(address, server)
         state = server.state()
         guests = {f"{guest['kind']}/{vmid}": guest for vmid, guest in state["guests"].items()}

@@ -132,11 +132,15 @@ def test_figures_are_what_counting_comes_to(store: Store) -> None:
     assert figures["recurred"]["of"] == sum(row["state"] == "healed" for row in told.rows)
     assert set(figures["refused"]) == {"rule", "one at a time", "frozen", "pause", "breaker"}
     for part in figures["seconds"]:
-        took = told.seconds(part["part"]) if part["part"] != "diagnosing" else []
+        took = told.seconds(part["part"])
         if took:
             assert part["count"] == len(took)
             assert [part["median"], part["p90"]] == pytest.approx([took[math.ceil(len(took) * share) - 1] for share in (0.5, 0.9)], abs=0.002)
     assert {part["part"] for part in figures["seconds"] if part["count"]} == set(report.PARTS)
+    (noticing,) = (part for part in figures["seconds"] if part["part"] == "noticing")
+    assert noticing["median"] == 30
+    assert figures["alerts"]["found"] == len(HOSTILE)
+    assert [alert["labels"]["alertname"] for alert in figures["alerts"]["newest"]] == list(HOSTILE)[::-1]
     for kind, key in (("remedies", "remedy"), ("targets", "target")):
         found = collections.Counter((row[key] or row["host"], told.outcome(row)) for row in told.rows)
         assert {(one["key"], outcome): number for one in figures[kind] for outcome, number in one["outcomes"].items()} == found
@@ -194,6 +198,7 @@ def test_metrics_are_what_counting_comes_to(store: Store) -> None:
     assert [value("remediations_open", state=state) for state in ("planned", "asked", "applying", "undoing")] == [1, 1, 1, 0]
     assert [value(name) for name in ("remediations_interrupted", "questions_open", "targets_frozen", "paused", "storm")] == [1, 1, 1, 1, 1]
     assert value("last_success_timestamp_seconds") == pytest.approx(max(row["closed"] for row in told.rows if row["state"] == "healed"))
+    assert value("alerts_unanswered_total") == len(HOSTILE)
     assert value("ledger_head_info", head=answer["head"]) == 1
     assert value("ledger_entries") == int(answer["head"].partition(":")[0])
     assert not any("target" in dict(labels) or "name" in dict(labels) for _name, labels in samples)

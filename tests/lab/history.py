@@ -79,6 +79,7 @@ class History:
         """One from its begin to its end. ``how`` is an outcome, or where it stops: ``asked``, ``planned`` or ``applying``."""
         began = datetime.fromtimestamp(self.clock - takes / 10, timezone.utc).isoformat()
         diagnosed = datetime.fromtimestamp(self.clock, timezone.utc).isoformat()
+        alerted = datetime.fromtimestamp(self.clock - takes / 10 - 30, timezone.utc).isoformat()
         asked, answer = self.begin(remedy, vmid, name, shadow=how == "shadow")
         whose = asked["remediation"]
         if answer["word"] != "allowed" or how == "planned":
@@ -101,7 +102,7 @@ class History:
         looks = [[{"name": probe, "kind": "goal", "good": how == "healed" or None, "value": 1, "told": f"{probe}: 61 (before: 97)"} for probe in PROBES]]
         error = {} if how == "healed" else {"code": "task_failed", "what": f"cannot change {name}", "why": "HTTP 500: it is broken", "fix": "Look into it."}
         done = [{"module": "homelab.healer.lxc_resources", "results": [{"id": vmid, "name": name, "steps": [f"set memory of {name} to 1GiB"]}]}]
-        facts = {"looks": looks, "results": done, "error": error, "times": {"started": began, "diagnosed": diagnosed}}
+        facts = {"looks": looks, "results": done, "error": error, "times": {"alerted": alerted, "started": began, "diagnosed": diagnosed}}
         why = {"healed": "; ".join(PROBES), "rolled_back": "memory went on to rise"}.get(how, f"cannot change {name}: HTTP 500: it is broken")
         _gate.close(self.ledger, self.ledger.get(whose), how, why, facts)
         return str(whose)
@@ -177,6 +178,8 @@ def _today(story: History, now: float) -> None:
     story.whole("healed", "lxc_disk", 505, "fails and fails")  # the breaker stops it
     for remedy, host in (("docker_runaway", "nas"), ("pg_bloat", HOSTILE[1])):
         _gate.fail(story.ledger, story._id(), remedy=remedy, host=host, facts={}, why="cannot reach the engine", more={"run": {}})
+    for number, name in enumerate(HOSTILE):
+        story.ledger.append("alert", labels={"alertname": name, name: name}, status="firing", began="", received="", count=number, why=f"no rule knows {name}")
     story.ledger.turn_switch("storm", {"targets": ["a", HOSTILE[0]], "cause": ["the switch"]})
     story.ledger.turn_switch("pause", {"who": "ann", "why": "film night"})
     story.whole("healed", "lxc_cpu", 506, "paused")

@@ -99,6 +99,12 @@ class Rulebook:
         """What it wrote down as not answered."""
         return self._ask(lambda ledger: [json.loads(body) for (body,) in ledger.rows("SELECT body FROM journal WHERE kind = 'alert' ORDER BY seq")])
 
+    def times(self, remediation: str) -> dict[str, str]:
+        """When what happened in a remediation, by its record; nothing where it was refused before there was a plan."""
+        question = "SELECT body FROM journal WHERE remediation = ? AND kind IN ('closed', 'failed') ORDER BY seq DESC LIMIT 1"
+        found = self._ask(lambda ledger: [json.loads(body).get("times", {}) for (body,) in ledger.rows(question, remediation)])
+        return dict(found[0]) if found else {}
+
     def last(self, kind: str) -> dict[str, t.Any]:
         """What the ledger's last entry of a kind says."""
         return dict(self._ask(lambda ledger: [json.loads(body) for (body,) in ledger.rows("SELECT body FROM journal WHERE kind = ? ORDER BY seq", kind)])[-1])
