@@ -1,0 +1,175 @@
+# Copyright (c) 2026, the homelab.healer authors
+# GNU General Public License v3.0-or-later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What ``extensions/platforms/templates.yml`` says, as AWX and as Semaphore take it."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+Facts = t.Dict[str, t.Any]
+PREFIX = "homelab.healer."
+SHADOW = {"remediate_shadow": True}
+SWITCH = ("false", "true")
+LATER = ("task_params", "environment_ids")
+"""What servers of Semaphore know since some release; an older one leaves it out of what it answers."""
+
+
+def job_name(template: t.Mapping[str, t.Any]) -> str:
+    """The name of a job template: that of the playbook, so that a rulebook calls both alike."""
+    return PREFIX + str(template["name"])
+
+
+def playbook_file(template: t.Mapping[str, t.Any]) -> str:
+    """The file of the checkout, as both look only for files."""
+    return "playbooks/{}.yml".format(template.get("playbook", template["name"]))
+
+
+def choices(question: t.Mapping[str, t.Any]) -> t.List[str]:
+    return list(SWITCH) if question["type"] == "switch" else [str(choice) for choice in question.get("choices", [])]
+
+
+def awx_survey(template: t.Mapping[str, t.Any], without: t.Sequence[str] = ()) -> Facts:
+    """A survey as AWX takes it; empty where there is nothing to ask."""
+    spec = [_awx_question(question) for question in template["survey"] if question["variable"] not in without]
+    return dict(name="", description="", spec=spec) if spec else {}
+
+
+def _awx_question(question: t.Mapping[str, t.Any]) -> Facts:
+    offered = choices(question)
+    asked = dict(
+        type={"text": "text", "integer": "integer"}.get(question["type"], "multiplechoice"),
+        question_name=question["question"],
+        question_description=question["help"],
+        variable=question["variable"],
+        required=bool(offered or question.get("required", False)),
+    )
+    if offered:
+        asked.update(choices=offered, default=question.get("default", offered[0]))
+    elif "default" in question:
+        asked.update(default=question["default"])
+    if question["type"] == "text":
+        asked.update(min=0, max=1024)
+    asked.update({key: question[key] for key in ("min", "max") if key in question})
+    return asked
+
+
+def awx_variables(template: t.Mapping[str, t.Any], live: bool) -> Facts:
+    """What a job template is always run with.
+
+    After a plan in a workflow, AWX passes that job's result on; then nothing but what was planned may be done. This can only forbid.
+    """
+    told: Facts = dict(SHADOW) if template.get("shadow") and not live else {}
+    if template.get("look_first"):
+        told["remediate_only_plans"] = "{{ remediations | map(attribute='plan_id') | list if remediations is defined else ['any'] }}"
+    return told
+
+
+def awx_rrule(schedule: t.Mapping[str, t.Any]) -> str:
+    return "DTSTART:20260101T000000Z RRULE:FREQ=MINUTELY;INTERVAL={}".format(schedule["minutes"])
+
+
+def semaphore_survey(template: t.Mapping[str, t.Any]) -> t.List[Facts]:
+    """A survey as Semaphore takes it.
+
+    Without defaults: the field came late, and a backup's reader of that release wants an object where its API wants a string.
+    """
+    return [_semaphore_question(question) for question in template["survey"]]
+
+
+def _semaphore_question(question: t.Mapping[str, t.Any]) -> Facts:
+    offered = choices(question)
+    return dict(
+        name=question["variable"],
+        title=question["question"],
+        required=bool(offered or question.get("required", False)),
+        type="enum" if offered else "int" if question["type"] == "integer" else "",
+        description=question["help"],
+        values=[dict(name=choice, value=choice) for choice in offered],
+    )
+
+
+def semaphore_template(template: t.Mapping[str, t.Any], live: bool = False) -> Facts:
+    """What a template is in a backup as well as in the API; what it links to is added there."""
+    shadow = template.get("shadow") and not live
+    return dict(
+        name=job_name(template),
+        playbook=playbook_file(template),
+        description=template["description"],
+        arguments=json.dumps(["--extra-vars", json.dumps(SHADOW)]) if shadow else "[]",
+        allow_override_args_in_task=False,
+        type="",
+        app="ansible",
+        autorun=False,
+        suppress_success_alerts=bool(template.get("playbook")),
+        survey_vars=semaphore_survey(template),
+    )
+
+
+def semaphore_cron(schedule: t.Mapping[str, t.Any]) -> str:
+    return "*/{} * * * *".format(schedule["minutes"])
+
+
+def semaphore_project(told: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> Facts:
+    """A whole project in the format of Semaphore's backups. It has no secret, as those never have one."""
+    name, key, live = settings["name"], settings["key"], bool(settings.get("live"))
+    titles = settings["views"]
+    rows = []
+    crons = {schedule["template"]: semaphore_cron(schedule) for schedule in told["platforms_schedules"]}
+    for template in told["platforms_templates"]:
+        links = dict(inventory=name, repository=name, environment=name, environments=[name], view=titles[template["kind"]], vaults=[])
+        cron = dict(cron=crons[template["name"]]) if template["name"] in crons else {}
+        rows.append({**semaphore_template(template, live), **links, **cron})
+    return dict(
+        meta=dict(name=name, alert=False, max_parallel_tasks=0, type=""),
+        keys=[dict(name=key, type="none")],
+        repositories=[dict(name=name, git_url=settings["repository"], git_branch=settings["branch"], ssh_key=key)],
+        inventories=[dict(name=name, inventory=settings["inventory"], type="file", ssh_key=key)],
+        environments=[dict(name=name, json="{}", env="{}")],
+        views=[dict(title=title, name=title, position=position) for position, title in enumerate(titles.values())],
+        templates=rows,
+        schedules=[
+            dict(name=schedule["name"], cron_format=semaphore_cron(schedule), active=False, template=PREFIX + schedule["template"])
+            for schedule in told["platforms_schedules"]
+        ],
+        integrations=[],
+        integration_aliases=[],
+    )
+
+
+def semaphore_differs(wanted: t.Mapping[str, t.Any], found: t.Mapping[str, t.Any]) -> bool:
+    """Whether what a server has is not what is wanted, of the keys that are wanted. What is empty may be left out of its answer."""
+    return any(_differs(key, value, found) for key, value in wanted.items())
+
+
+def _differs(key: str, wanted: t.Any, found: t.Mapping[str, t.Any]) -> bool:
+    if key not in found:
+        return key not in LATER and bool(wanted)
+    if key == "survey_vars":
+        return _plain(wanted) != _plain(found[key] or [])
+    return bool(found[key] != wanted and (found[key] or wanted))
+
+
+def _plain(survey: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Facts]:
+    keys = ("name", "title", "required", "type", "description", "values")
+    return [{key: question.get(key) or "" for key in keys} for question in survey]
+
+
+class FilterModule:
+    """The collection's filters."""
+
+    def filters(self) -> t.Dict[str, t.Callable[..., t.Any]]:
+        return {
+            "awx_rrule": awx_rrule,
+            "awx_survey": awx_survey,
+            "awx_variables": awx_variables,
+            "job_name": job_name,
+            "playbook_file": playbook_file,
+            "semaphore_cron": semaphore_cron,
+            "semaphore_differs": semaphore_differs,
+            "semaphore_project": semaphore_project,
+            "semaphore_survey": semaphore_survey,
+            "semaphore_template": semaphore_template,
+        }
