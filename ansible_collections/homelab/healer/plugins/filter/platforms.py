@@ -67,6 +67,35 @@ def awx_variables(template: t.Mapping[str, t.Any], live: bool) -> Facts:
     return told
 
 
+def awx_credential_type(secret: t.Mapping[str, t.Any]) -> Facts:
+    """A type of credential that gives its secret to a job as an environment variable, where the inventory looks it up.
+
+    Not as an extra variable: one that says where the ledger is, or how it is reached, is refused from there.
+    """
+    field = dict(id="secret", type="string", label=secret["label"], secret=True)
+    return dict(
+        name=secret_name(secret),
+        description="{}. Jobs have it as the environment variable {}.".format(secret["label"], secret["variable"]),
+        inputs=dict(fields=[field], required=["secret"]),
+        injectors=dict(env={str(secret["variable"]): "{{ secret }}"}),
+    )
+
+
+def secret_name(secret: t.Mapping[str, t.Any]) -> str:
+    return PREFIX + str(secret["variable"])
+
+
+def own_secret(variable: str) -> Facts:
+    """A secret that only somebody's inventory knows."""
+    return dict(variable=variable, of="", label="What the inventory looks up as {}".format(variable))
+
+
+def secrets_of(template: t.Mapping[str, t.Any], secrets: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[str]:
+    """The names of the credentials that a template needs. One that nothing is known of may be needed by any."""
+    needed = {"ledger", "telegram", "", *template["reads"]}
+    return [secret_name(secret) for secret in secrets if secret["of"] in needed]
+
+
 def awx_rrule(schedule: t.Mapping[str, t.Any]) -> str:
     return "DTSTART:20260101T000000Z RRULE:FREQ=MINUTELY;INTERVAL={}".format(schedule["minutes"])
 
@@ -106,6 +135,64 @@ def semaphore_template(template: t.Mapping[str, t.Any], live: bool = False) -> F
         suppress_success_alerts=bool(template.get("playbook")),
         survey_vars=semaphore_survey(template),
     )
+
+
+def semaphore_views(titles: t.Iterable[str]) -> t.List[Facts]:
+    return [dict(title=title, position=position) for position, title in enumerate(titles)]
+
+
+def semaphore_templates(templates: t.Sequence[t.Mapping[str, t.Any]], links: t.Mapping[str, t.Any], live: bool) -> t.List[Facts]:
+    """Templates as the API takes them. What a task may choose when it is started is said as newer servers want it; older ones let it choose."""
+    numbers = {key: links[key] for key in ("inventory_id", "repository_id", "environment_id")}
+    return [
+        {
+            **semaphore_template(template, live),
+            **numbers,
+            "environment_ids": [numbers["environment_id"]],
+            "view_id": links["view_ids"].get(links["views"][template["kind"]], 0),
+            "task_params": dict(allow_override_limit=True),
+        }
+        for template in templates
+    ]
+
+
+def semaphore_schedules(schedules: t.Sequence[t.Mapping[str, t.Any]], numbers: t.Mapping[str, int], active: bool) -> t.List[Facts]:
+    return [
+        dict(
+            name=schedule["name"], cron_format=semaphore_cron(schedule), active=active, template_id=numbers.get(PREFIX + schedule["template"], 0)
+        )
+        for schedule in schedules
+    ]
+
+
+def semaphore_plan(wanted: t.Sequence[t.Mapping[str, t.Any]], found: t.Sequence[t.Mapping[str, t.Any]], rows: t.Mapping[str, t.Any]) -> t.List[Facts]:
+    """What has to be made (without an id) or changed. A change says all that is there again, as the server takes what is left out for nothing."""
+    label, plan = rows["label"], []
+    there = {row[label]: row for row in found}
+    for want in wanted:
+        row = there.get(want[label])
+        if row is None:
+            plan.append(dict(id=0, name=want[label], body={**rows["new"], **want, **rows["own"]}))
+        elif semaphore_differs(want, row):
+            plan.append(dict(id=row["id"], name=want[label], body={**row, **want, **rows["own"]}))
+    return plan
+
+
+def semaphore_refused(plan: t.Sequence[t.Mapping[str, t.Any]], answers: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[str]:
+    """What the server would not do, in its words. The request, which has the token, is left out."""
+    return [
+        "{}: HTTP {}: {}".format(step["name"], answer.get("status", 0), answer.get("content") or answer.get("msg", ""))
+        for step, answer in zip(plan, answers)
+        if not answer.get("skipped") and answer.get("status") not in (200, 201, 204)
+    ]
+
+
+def semaphore_secrets(environment: t.Mapping[str, t.Any], names: t.Sequence[str], secrets: t.Mapping[str, str]) -> Facts:
+    """An environment as it is, and what is to become of its secrets."""
+    old = [secret for secret in environment.get("secrets") or [] if secret["type"] == "env" and secret["name"] in names]
+    gone = [{**secret, "operation": "delete"} for secret in old]
+    made = [dict(type="env", name=name, secret=str(secrets[name]), operation="create") for name in names]
+    return {**environment, "secrets": gone + made}
 
 
 def semaphore_cron(schedule: t.Mapping[str, t.Any]) -> str:
@@ -162,14 +249,24 @@ class FilterModule:
 
     def filters(self) -> t.Dict[str, t.Callable[..., t.Any]]:
         return {
+            "awx_credential_type": awx_credential_type,
             "awx_rrule": awx_rrule,
             "awx_survey": awx_survey,
             "awx_variables": awx_variables,
             "job_name": job_name,
+            "own_secret": own_secret,
             "playbook_file": playbook_file,
+            "secret_name": secret_name,
+            "secrets_of": secrets_of,
             "semaphore_cron": semaphore_cron,
             "semaphore_differs": semaphore_differs,
+            "semaphore_plan": semaphore_plan,
             "semaphore_project": semaphore_project,
+            "semaphore_refused": semaphore_refused,
+            "semaphore_schedules": semaphore_schedules,
+            "semaphore_secrets": semaphore_secrets,
             "semaphore_survey": semaphore_survey,
             "semaphore_template": semaphore_template,
+            "semaphore_templates": semaphore_templates,
+            "semaphore_views": semaphore_views,
         }
