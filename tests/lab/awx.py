@@ -47,7 +47,7 @@ def wrong_in_survey(spec: t.Any) -> str:
     return ""
 
 
-def _wrong_in_question(question: Row) -> str:
+def _wrong_in_question(question: Row) -> str:  # noqa: PLR0911 (one for each rule)
     for key, kind in (("type", str), ("question_name", str), ("variable", str), ("required", bool)):
         if not isinstance(question.get(key), kind):
             return f"{key} is missing, or not what it should be"
@@ -85,7 +85,7 @@ class Awx(Rest):
 
     def rows(self, kind: str) -> dict[str, Row]:
         """What is there of a kind, by name."""
-        return {row.get("name", row.get("identifier", "")): row for row in self.lists.get(kind, {}).values()}
+        return {str(row.get("name", row.get("identifier"))): row for row in self.lists.get(kind, {}).values()}
 
     def linked(self, kind: str, name: str, link: str) -> list[str]:
         """The names of what one is linked to."""

@@ -54,7 +54,7 @@ class Semaphore(Rest):
         self._last = 0
 
     def rows(self, kind: str) -> dict[str, Row]:
-        return {row.get("name", row.get("title", "")): row for row in self.lists[kind].values()}
+        return {str(row.get("name", row.get("title"))): row for row in self.lists[kind].values()}
 
     def answer(self, method: str, path: str, query: dict[str, str], body: t.Any) -> tuple[int, t.Any]:
         if path == "/api/projects":

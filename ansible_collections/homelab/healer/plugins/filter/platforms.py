@@ -27,7 +27,7 @@ def playbook_file(template: t.Mapping[str, t.Any]) -> str:
     return "playbooks/{}.yml".format(template.get("playbook", template["name"]))
 
 
-def choices(question: t.Mapping[str, t.Any]) -> t.List[str]:
+def choices(question: t.Mapping[str, t.Any]) -> list[str]:
     return list(SWITCH) if question["type"] == "switch" else [str(choice) for choice in question.get("choices", [])]
 
 
@@ -87,10 +87,10 @@ def secret_name(secret: t.Mapping[str, t.Any]) -> str:
 
 def own_secret(variable: str) -> Facts:
     """A secret that only somebody's inventory knows."""
-    return dict(variable=variable, of="", label="What the inventory looks up as {}".format(variable))
+    return dict(variable=variable, of="", label=f"What the inventory looks up as {variable}")
 
 
-def secrets_of(template: t.Mapping[str, t.Any], secrets: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[str]:
+def secrets_of(template: t.Mapping[str, t.Any], secrets: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """The names of the credentials that a template needs. One that nothing is known of may be needed by any."""
     needed = {"ledger", "telegram", "", *template["reads"]}
     return [secret_name(secret) for secret in secrets if secret["of"] in needed]
@@ -100,7 +100,7 @@ def awx_rrule(schedule: t.Mapping[str, t.Any]) -> str:
     return "DTSTART:20260101T000000Z RRULE:FREQ=MINUTELY;INTERVAL={}".format(schedule["minutes"])
 
 
-def semaphore_survey(template: t.Mapping[str, t.Any]) -> t.List[Facts]:
+def semaphore_survey(template: t.Mapping[str, t.Any]) -> list[Facts]:
     """A survey as Semaphore takes it.
 
     Without defaults: the field came late, and a backup's reader of that release wants an object where its API wants a string.
@@ -137,11 +137,11 @@ def semaphore_template(template: t.Mapping[str, t.Any], live: bool = False) -> F
     )
 
 
-def semaphore_views(titles: t.Iterable[str]) -> t.List[Facts]:
+def semaphore_views(titles: t.Iterable[str]) -> list[Facts]:
     return [dict(title=title, position=position) for position, title in enumerate(titles)]
 
 
-def semaphore_templates(templates: t.Sequence[t.Mapping[str, t.Any]], links: t.Mapping[str, t.Any], live: bool) -> t.List[Facts]:
+def semaphore_templates(templates: t.Sequence[t.Mapping[str, t.Any]], links: t.Mapping[str, t.Any], live: bool) -> list[Facts]:
     """Templates as the API takes them. What a task may choose when it is started is said as newer servers want it; older ones let it choose."""
     numbers = {key: links[key] for key in ("inventory_id", "repository_id", "environment_id")}
     return [
@@ -156,16 +156,14 @@ def semaphore_templates(templates: t.Sequence[t.Mapping[str, t.Any]], links: t.M
     ]
 
 
-def semaphore_schedules(schedules: t.Sequence[t.Mapping[str, t.Any]], numbers: t.Mapping[str, int], active: bool) -> t.List[Facts]:
+def semaphore_schedules(schedules: t.Sequence[t.Mapping[str, t.Any]], numbers: t.Mapping[str, int], active: bool) -> list[Facts]:
     return [
-        dict(
-            name=schedule["name"], cron_format=semaphore_cron(schedule), active=active, template_id=numbers.get(PREFIX + schedule["template"], 0)
-        )
+        dict(name=schedule["name"], cron_format=semaphore_cron(schedule), active=active, template_id=numbers.get(PREFIX + schedule["template"], 0))
         for schedule in schedules
     ]
 
 
-def semaphore_plan(wanted: t.Sequence[t.Mapping[str, t.Any]], found: t.Sequence[t.Mapping[str, t.Any]], rows: t.Mapping[str, t.Any]) -> t.List[Facts]:
+def semaphore_plan(wanted: t.Sequence[t.Mapping[str, t.Any]], found: t.Sequence[t.Mapping[str, t.Any]], rows: t.Mapping[str, t.Any]) -> list[Facts]:
     """What has to be made (without an id) or changed. A change says all that is there again, as the server takes what is left out for nothing."""
     label, plan = rows["label"], []
     there = {row[label]: row for row in found}
@@ -178,7 +176,7 @@ def semaphore_plan(wanted: t.Sequence[t.Mapping[str, t.Any]], found: t.Sequence[
     return plan
 
 
-def semaphore_refused(plan: t.Sequence[t.Mapping[str, t.Any]], answers: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[str]:
+def semaphore_refused(plan: t.Sequence[t.Mapping[str, t.Any]], answers: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """What the server would not do, in its words. The request, which has the token, is left out."""
     return [
         "{}: HTTP {}: {}".format(step["name"], answer.get("status", 0), answer.get("content") or answer.get("msg", ""))
@@ -239,7 +237,7 @@ def _differs(key: str, wanted: t.Any, found: t.Mapping[str, t.Any]) -> bool:
     return bool(found[key] != wanted and (found[key] or wanted))
 
 
-def _plain(survey: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Facts]:
+def _plain(survey: t.Sequence[t.Mapping[str, t.Any]]) -> list[Facts]:
     keys = ("name", "title", "required", "type", "description", "values")
     return [{key: question.get(key) or "" for key in keys} for question in survey]
 
@@ -247,7 +245,7 @@ def _plain(survey: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Facts]:
 class FilterModule:
     """The collection's filters."""
 
-    def filters(self) -> t.Dict[str, t.Callable[..., t.Any]]:
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         return {
             "awx_credential_type": awx_credential_type,
             "awx_rrule": awx_rrule,
