@@ -175,7 +175,7 @@ FEW = ["heal_lxc_memory", "heal_pg_bloat", "heal_scheduled", "recover", "approve
 
 def test_awx_is_set_up_once_and_foretold_each_time(awx: Awx, awx_setup: Setup) -> None:
     given = {"awx_setup_repository": REPOSITORY, "awx_setup_secrets": SECRETS, "awx_setup_templates": FEW}
-    run = awx_setup.play("--check", **given)
+    run = awx_setup.play("--check", awx_setup_repository=REPOSITORY, awx_setup_secrets=SECRETS)
     assert (run.returncode, awx.writes()) == (0, []), run.output
     assert "Not looked at in check mode, as what it needs is not there yet: homelab.healer.heal_lxc_memory" in " ".join(run.output.split())
 
