@@ -21,6 +21,7 @@ NO_DEBIAN = "no PostgreSQL of Debian can run here"
 NO_EMBEDDED = "no PostgreSQL out of a wheel can run here"
 NO_BROWSER = "no browser can run here"
 NO_CONTAINERS = "no real Linux containers can run here"
+NO_MONITORING = "no programs of Prometheus are here"
 OTHER_CGROUP = "the machine has the other version of control groups"
 WANTED = {
     NO_ENGINE: "Docker containers",
@@ -28,6 +29,7 @@ WANTED = {
     NO_DEBIAN: "Debian's PostgreSQL",
     NO_EMBEDDED: "the newer PostgreSQL",
     NO_CONTAINERS: "real Linux containers",
+    NO_MONITORING: "alerts and exporters",
     OTHER_CGROUP: "real limits by the other version of control groups",
 }
 """Why tests are skipped that others count on, and what they are tests of."""

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.homelab.healer.plugins.module_utils._containers import LIFTED_MEMORY
 from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.modules import docker_limits, docker_usage_info
-from tests.lab.engine import BURN, CGROUPS, Engine, OwnEngine
+from tests.lab.engine import BURN, Engine, OwnEngine
 from tests.lab.modules import call, read
 from tests.lab.playbooks import Controller
 
@@ -329,7 +329,7 @@ def test_a_drifted_limit_is_seen_and_set_again(own_docker: OwnEngine) -> None:
     limits = Limits(own_docker)
     container = own_docker.run("app", CpuQuota=50_000)
     if own_docker.api.info()["CgroupVersion"] == "1":
-        Path(f"/sys/fs/cgroup/cpu/{CGROUPS}/{container}/cpu.cfs_quota_us").write_text("90000")
+        Path(f"/sys/fs/cgroup/cpu/docker/{container}/cpu.cfs_quota_us").write_text("90000")
     else:
         Path(f"/sys/fs/cgroup/docker/{container}/cpu.max").write_text("90000 100000")
     answer = limits("app", cpus="0.5")

@@ -86,7 +86,9 @@ def test_what_needed_a_human_is_left_alone_until_she_says_so(pve: Proxmox, pve_c
     left = run.record["id"]
     pve.clear_faults()
     pve.clear()
-    denied(snapshot(pve_controller, name="two"), pve, f"it is left alone since remediation {left} needed a human")
+    frozen = snapshot(pve_controller, name="two")
+    denied(frozen, pve, f"it is left alone since remediation {left} needed a human")
+    assert frozen.record["why"].endswith(f": homelab.healer.resume -e target={TARGET} ends that")
     wrong = pve_controller.play("homelab.healer.resume", target="pve/lxc/2")
     assert f"the ledger knows {TARGET}" in wrong.output
     assert pve_controller.play("homelab.healer.resume", target=TARGET).returncode == 0

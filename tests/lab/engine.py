@@ -26,7 +26,7 @@ APPLETS = ("cat", "dd", "false", "grep", "head", "sh", "sleep", "test", "tr", "t
 BURN = "while :; do :; done"
 """A shell's way to use one whole CPU."""
 CGROUPS = "healer-lab"
-"""The control group that the containers of the lab's own engine are in."""
+"""The control group of the containers that have much weight."""
 
 
 class LabError(Exception):
@@ -120,11 +120,12 @@ class Engine:
 class OwnEngine(Engine):
     """A ``dockerd`` of the lab's own: no bridge, no firewall rules, its own folders, containerd and namespace; reachable by socket and by TLS."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, heavy: bool = False) -> None:
+        """``heavy``: what its containers burn, they also get on a busy machine."""
         self.folder = folder
         self.socket = folder / "docker.sock"
         self.tls_host, self.tls = self._make_certificates()
-        self._cgroup_options = _with_much_weight()
+        self._cgroup_options = _with_much_weight() if heavy else []
         self._containerd = self._start_containerd()
         self._process = self._containerd
         self.start()
@@ -246,11 +247,11 @@ def _unmount_below(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def docker_engine() -> t.Iterator[Engine]:
+def docker_engine(heavy: bool = False) -> t.Iterator[Engine]:
     """The lab's engine with its image; nothing of it is left afterwards."""
     if os.geteuid() == 0 and shutil.which("dockerd"):
         # A short path, as a socket's may have no more than 107 characters, and on a disk: on a tmpfs the containers' files would count as memory.
-        own = OwnEngine(Path(tempfile.mkdtemp(prefix="healer-lab-", dir="/var/tmp")))
+        own = OwnEngine(Path(tempfile.mkdtemp(prefix="healer-lab-", dir="/var/tmp")), heavy)
         try:
             own.build_image()
             yield own

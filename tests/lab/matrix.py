@@ -839,7 +839,7 @@ def run_all(chosen: t.Sequence[Cell], workers: int) -> list[Told]:
         def engine() -> Engine:
             with lock:
                 if not engines:
-                    engines.append(stack.enter_context(docker_engine()))
+                    engines.append(stack.enter_context(docker_engine(heavy=True)))
                 return engines[0]
 
         def work(folder: Path) -> None:

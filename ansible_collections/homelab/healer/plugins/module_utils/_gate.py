@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import typing as t
 from dataclasses import dataclass
 
@@ -94,7 +95,11 @@ def _frozen(asked: Question) -> str:
     frozen = asked.ledger.switch(f"freeze {asked.target.key}")
     if frozen is None:
         return ""
-    return f"it is left alone since remediation {frozen.get('remediation')} needed a human{_because(frozen)}: homelab.healer.resume with its target ends that"
+    return f"it is left alone since remediation {frozen.get('remediation')} needed a human{_because(frozen)}: {_resume(asked)} ends that"
+
+
+def _resume(asked: Question) -> str:
+    return f"homelab.healer.resume -e {shlex.quote(f'target={asked.target.key}')}"
 
 
 def _window(asked: Question) -> str:
@@ -142,7 +147,7 @@ def _breaker(asked: Question) -> str:
     failures = asked.count(f"target = ? AND closed > ? AND {FAILED}", asked.target.key, since)
     if failures < breaker.failures:
         return ""
-    return f"{failures} remediations of it failed within {span(breaker.window)}, so a human shall look: homelab.healer.resume with its target ends that"
+    return f"{failures} remediations of it failed within {span(breaker.window)}, so a human shall look: {_resume(asked)} ends that"
 
 
 def _cooldown(asked: Question) -> str:
