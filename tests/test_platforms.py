@@ -400,6 +400,7 @@ def test_the_project_file_is_what_semaphore_restores_and_what_is_made_now(tmp_pa
 
 
 def test_an_execution_environment_can_be_made(tmp_path: Path) -> None:
+    pytest.importorskip("ansible_builder")
     builder = Path(sys.executable).with_name("ansible-builder")
     context = tmp_path / "context"
     create = [str(builder), "create", "--file", str(ROOT / "execution-environment.yml"), "--context", str(context)]
@@ -416,23 +417,57 @@ def test_an_execution_environment_can_be_made(tmp_path: Path) -> None:
     assert any(line.startswith("openssh-clients") for line in found["system"])
 
 
+BOUND = platforms.awx_variables(TEMPLATES[NAMES.index("heal_docker_runaway")], live=False)
+"""What the template is run with in AWX."""
+LOOKED_AT = {"awx_workflow_job_name": platforms.workflow_name(TEMPLATES[NAMES.index("heal_docker_runaway")])}
+"""What AWX says to a job of the workflow."""
+
+
 def test_only_the_plan_that_was_looked_at_is_done(own_docker: OwnEngine, controller: Controller) -> None:
     """As the last node of a workflow runs it, with the first one's result among its extra variables."""
     own_docker.run("app", BURN)
-    bound = platforms.awx_variables({"look_first": True}, live=False)
-    planned = controller.heal("--check", container="app", cpus="0.2").record
+    planned = controller.heal("--check", container="app", cpus="0.2", **BOUND, **LOOKED_AT).record
     assert planned["plan_id"]
 
     def apply(ids: list[str], cpus: str = "0.2") -> Run:
-        return controller.heal(container="app", cpus=cpus, remediations=[{"plan_id": plan} for plan in ids], **bound)
+        return controller.heal(container="app", cpus=cpus, remediations=[{"plan_id": plan} for plan in ids], **BOUND)
 
     for ids, cpus in ((["0" * 64], "0.2"), ([], "0.2"), ([""], "0.2"), ([planned["plan_id"][:8]], "0.2"), ([planned["plan_id"]], "0.3")):
-        run = apply(ids, cpus)
-        assert (run.returncode != 0, run.record["outcome"]) == (True, "denied"), run.output
-        assert "what is wrong has changed since it was looked at" in run.record["why"]
+        _denied(apply(ids, cpus))
+    _denied(controller.heal(container="app", cpus="0.2", **BOUND, **LOOKED_AT))  # nothing was passed on
     assert own_docker.host_config("app")["NanoCpus"] == 0
     run = apply([planned["plan_id"]])
     assert (run.returncode, run.record["outcome"], run.record["plan_id"]) == (0, "healed", planned["plan_id"]), run.output
+
+
+def _denied(run: Run) -> None:
+    """Assert that a run was refused as by the gate, and did nothing."""
+    record = run.record
+    assert (run.returncode != 0, record["outcome"], record["gate"]["word"], record["results"]) == (True, "denied", "refused", []), run.output
+    assert record["why"].startswith(f"this is plan {record['plan_id']}, and only ")
+    assert "what is wrong has changed since it was looked at" in record["why"]
+
+
+ODD: dict[str, t.Any] = {
+    "nothing": "",
+    "null": None,
+    "a number": 5,
+    "true": True,
+    "a map": {"any": True},
+    "a template that is empty": "{{ [] }}",
+    "a template that fails": "{{ not_there }}",
+    "any and more": "any,0000",
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_names_no_plan_lets_none_be_done(own_docker: OwnEngine, controller: Controller, whole: bool, odd: str) -> None:
+    if odd != "null" and not whole:
+        pytest.skip("long; whole with --all")
+    own_docker.run("app", BURN)
+    run = controller.heal(container="app", cpus="0.2", remediate_only_plans=ODD[odd])
+    assert run.returncode != 0, run.output
+    assert own_docker.host_config("app")["NanoCpus"] == 0
 
 
 def test_a_plan_that_was_looked_at_is_not_approved_by_that(own_docker: OwnEngine, controller: Controller) -> None:

@@ -22,6 +22,11 @@ def job_name(template: t.Mapping[str, t.Any]) -> str:
     return PREFIX + str(template["name"])
 
 
+def workflow_name(template: t.Mapping[str, t.Any]) -> str:
+    """The name of the workflow that plans, waits for a yes, and applies."""
+    return f"{job_name(template)}, looked at first"
+
+
 def playbook_file(template: t.Mapping[str, t.Any]) -> str:
     """The file of the checkout, as both look only for files."""
     return "playbooks/{}.yml".format(template.get("playbook", template["name"]))
@@ -59,11 +64,13 @@ def _awx_question(question: t.Mapping[str, t.Any]) -> Facts:
 def awx_variables(template: t.Mapping[str, t.Any], live: bool) -> Facts:
     """What a job template is always run with.
 
-    After a plan in a workflow, AWX passes that job's result on; then nothing but what was planned may be done. This can only forbid.
+    After a plan in a workflow, AWX passes that job's result on; then nothing but what was planned may be done. Where the workflow that looks first passes
+    nothing on, nothing may be. This can only forbid.
     """
     told: Facts = dict(SHADOW) if template.get("shadow") and not live else {}
     if template.get("look_first"):
-        told["remediate_only_plans"] = "{{ remediations | map(attribute='plan_id') | list if remediations is defined else ['any'] }}"
+        unknown = f"[] if awx_workflow_job_name | default('') == '{workflow_name(template)}' and not ansible_check_mode else ['any']"
+        told["remediate_only_plans"] = f"{{{{ remediations | map(attribute='plan_id') | list if remediations is defined else {unknown} }}}}"
     return told
 
 
@@ -267,4 +274,5 @@ class FilterModule:
             "semaphore_template": semaphore_template,
             "semaphore_templates": semaphore_templates,
             "semaphore_views": semaphore_views,
+            "workflow_name": workflow_name,
         }
