@@ -30,7 +30,7 @@ WITHOUT_A_TEMPLATE = {"install_timer", "awx_setup", "semaphore_setup"}
 """They set such runners up, or stand in for them."""
 REPOSITORY = "https://git.example.org/homelab.healer.git"
 HIDDEN = "hunter2-only-here"
-SECRETS = {"PROXMOX_TOKEN_SECRET": HIDDEN, "PGPASSWORD": HIDDEN + "-pg", "SECOND_CLUSTER": HIDDEN + "-own"}
+SECRETS = {"HEALER_AWX_TOKEN": HIDDEN + "-awx", "PROXMOX_TOKEN_SECRET": HIDDEN, "PGPASSWORD": HIDDEN + "-pg", "SECOND_CLUSTER": HIDDEN + "-own"}
 PLAIN = jinja2.Environment()
 
 
@@ -196,18 +196,23 @@ def test_awx_is_set_up_once_and_foretold_each_time(awx: Awx, awx_setup: Setup) -
     assert (approve["ask_variables_on_launch"], approve["ask_limit_on_launch"]) == (False, False)
     assert json.loads(templates["homelab.healer.heal_scheduled"]["extra_vars"]) == {"remediate_shadow": True}
     assert json.loads(templates["homelab.healer.recover"]["extra_vars"]) == {}
+    assert json.loads(memory["extra_vars"]) == platforms.awx_variables(TEMPLATES[NAMES.index("heal_lxc_memory")], live=False)
 
     assert {name: row["injectors"] for name, row in awx.rows("credential_types").items()} == {
         f"homelab.healer.{name}": {"env": {name: "{{ secret }}"}}
-        for name in ("HEALER_LEDGER_PASSWORD", "HEALER_TELEGRAM_TOKEN", "PROXMOX_TOKEN_SECRET", "PGPASSWORD", "SECOND_CLUSTER")
+        for name in ("HEALER_LEDGER_PASSWORD", "HEALER_TELEGRAM_TOKEN", "HEALER_AWX_TOKEN", "PROXMOX_TOKEN_SECRET", "PGPASSWORD", "SECOND_CLUSTER")
     }
     assert {row["name"]: row["inputs"] for row in awx.rows("credentials").values()} == {
         f"homelab.healer.{name}": {"secret": value} for name, value in SECRETS.items()
     }
-    assert set(awx.linked("job_templates", "homelab.healer.heal_pg_bloat", "credentials")) == {"homelab.healer.PGPASSWORD", "homelab.healer.SECOND_CLUSTER"}
+    given_to = {name: set(awx.linked("job_templates", f"homelab.healer.{name}", "credentials")) for name in ("heal_pg_bloat", "recover", "approve")}
+    own, postgresql = {"homelab.healer.SECOND_CLUSTER"}, {"homelab.healer.PGPASSWORD"}
+    assert given_to["heal_pg_bloat"] == {*own, *postgresql, "homelab.healer.HEALER_AWX_TOKEN"}  # which asks AWX who approved
+    assert given_to["recover"] == {*own, *postgresql, "homelab.healer.PROXMOX_TOKEN_SECRET"}
+    assert given_to["approve"] == own
 
-    workflow = "homelab.healer.heal_lxc_memory, looked at first"
-    assert set(awx.rows("workflow_job_templates")) == {workflow, "homelab.healer.heal_pg_bloat, looked at first"}
+    workflow = platforms.workflow_name({"name": "heal_lxc_memory"})
+    assert set(awx.rows("workflow_job_templates")) == {workflow, platforms.workflow_name({"name": "heal_pg_bloat"})}
     assert [question["variable"] for question in awx.survey("workflow_job_templates", workflow)["spec"]] == ["vmid", "memory"]
     nodes = awx.nodes(workflow)
     assert {name: (node["job_type"], node["leads_to"]) for name, node in nodes.items()} == {

@@ -1,6 +1,8 @@
-"""As much of AWX's API as awx.awx needs to set it up: lists that are looked up by name, what links to what, surveys, and approval nodes.
+"""As much of AWX's API as awx.awx needs to set it up: lists that are looked up by name, what links to what, surveys, and approval nodes; and what it tells of a
+workflow that was run.
 
-Written from its source (24.6.1): what it refuses of a survey, of a credential type and of a template's playbook, and that it never tells a secret again.
+Written from its source (24.6.1): what it refuses of a survey, of a credential type and of a template's playbook, that it never tells a secret again, and what
+its serializers tell of jobs, of a workflow's nodes and of approvals.
 """
 
 from __future__ import annotations
@@ -8,14 +10,20 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 import typing as t
+from datetime import datetime, timezone
 
 from tests.lab.rest import Refusal, Rest, Row
 
 API = "/api/v2/"
-LINKS = ("credentials", "labels", "instance_groups", "success_nodes", "failure_nodes", "always_nodes")
+LEADS_ON = ("success_nodes", "failure_nodes", "always_nodes")
+LINKS = ("credentials", "labels", "instance_groups", *LEADS_ON)
+NODES = ("workflow_jobs", "workflow_nodes")
 TEMPLATES = {"job_templates": "job_template", "workflow_job_templates": "workflow_job_template", "projects": "project"}
 SECRET = "$encrypted$"
+PAGE, MOST = 25, 200
+"""How much of a list is told at once, if nobody says otherwise, and at most."""
 ASKS = {"job_type": "ask_job_type_on_launch", "limit": "ask_limit_on_launch", "extra_data": "ask_variables_on_launch"}
 VALUES: dict[str, t.Any] = {
     "text": str,
@@ -69,6 +77,21 @@ def _wrong_in_question(question: Row) -> str:  # noqa: PLR0911 (one for each rul
     return "a default is encrypted" if str(default).startswith(SECRET) else ""
 
 
+def told_at(at: float) -> str:
+    """A moment as AWX tells it."""
+    return datetime.fromtimestamp(at, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+class Ran(t.NamedTuple):
+    """A workflow whose last job runs: what AWX has of each, to be told as it is here."""
+
+    workflow: Row
+    plan: Row
+    approval: Row
+    apply: Row
+    nodes: dict[str, Row]
+
+
 class Awx(Rest):
     """An AWX with the organization Default, and a project whose playbooks are those given."""
 
@@ -108,6 +131,32 @@ class Awx(Rest):
     def survey(self, kind: str, name: str) -> Row:
         return self.surveys.get((kind, self.rows(kind)[name]["id"]), {})
 
+    def ran(self, remediations: t.Sequence[Row], user: int = 7, username: str = "ann", **variables: t.Any) -> Ran:
+        """A workflow that planned this, was approved by this user, and applies it now."""
+        now = time.time()
+        flow = self._add("workflow_jobs", {"name": "looked at first", "launch_type": "manual", "status": "running"})
+        of: Row = {"launch_type": "workflow", "summary_fields": {"source_workflow_job": {"id": flow["id"], "name": flow["name"], "status": "running"}}}
+        of["related"] = {"source_workflow_job": f"{API}workflow_jobs/{flow['id']}/"}
+        job = {**of, "name": "heal", "job_template": 3, "unified_job_template": 3, "inventory": 2, "job_explanation": ""}
+        passed_on = {"remediations": list(remediations)}
+        times = {"created": told_at(now - 60), "started": told_at(now - 58), "finished": told_at(now - 40)}
+        plan = {**job, "job_type": "check", "status": "successful", "failed": False, "extra_vars": json.dumps(variables), "artifacts": passed_on, **times}
+        approval = {**of, "name": "do it?", "status": "successful", "failed": False, "timed_out": False, "timeout": 3600, "approval_expiration": None}
+        approval.update(created=told_at(now - 35), started=told_at(now - 35), finished=told_at(now - 10), can_approve_or_deny=False)
+        approval["summary_fields"] = {**of["summary_fields"], "approved_or_denied_by": {"id": user, "username": username, "first_name": "", "last_name": ""}}
+        apply = {**job, "job_type": "run", "status": "running", "failed": False, "extra_vars": json.dumps({**variables, **passed_on}), "artifacts": {}}
+        apply.update(created=told_at(now - 8), started=told_at(now - 5), finished=None)
+        jobs = {"plan": ("jobs", plan), "approve": ("workflow_approvals", approval), "apply": ("jobs", apply)}
+        rows = {name: (kind, self._add(kind, copy.deepcopy(row))) for name, (kind, row) in jobs.items()}
+        nodes: dict[str, Row] = {}
+        for name, (kind, row) in rows.items():
+            node: Row = {"identifier": name, "job": row["id"], "workflow_job": flow["id"], "do_not_run": False, "all_parents_must_converge": False}
+            node["summary_fields"] = {"job": {"id": row["id"], "name": row["name"], "status": row["status"], "type": kind.removesuffix("s")}}
+            nodes[name] = self._add("workflow_job_nodes", {**node, **{link: [] for link in LEADS_ON}})
+        nodes["plan"]["success_nodes"] = [nodes["approve"]["id"]]
+        nodes["approve"]["success_nodes"] = [nodes["apply"]["id"]]
+        return Ran(flow, rows["plan"][1], rows["approve"][1], rows["apply"][1], nodes)
+
     def answer(self, method: str, path: str, query: dict[str, str], body: t.Any) -> tuple[int, t.Any]:
         parts = path.removeprefix(API).strip("/").split("/")
         kind, number, rest = parts[0], int(parts[1]) if len(parts) > 1 else 0, parts[2] if len(parts) > 2 else ""
@@ -116,12 +165,18 @@ class Awx(Rest):
         if not number:
             return (200, self._listed(kind, query)) if method == "GET" else (201, self._told(kind, self._made(kind, body)))
         if rest:
-            return self._under(method, kind, number, rest, body)
+            return self._under(method, kind, number, rest, body) if (kind, rest) != NODES else (200, self._nodes_of(number, query))
         row = self.lists[kind][number]
         if method == "PATCH":
             self._check(kind, {**row, **body})
             row.update(self._kept(kind, body, row))
         return 200, self._told(kind, row)
+
+    def _nodes_of(self, workflow: int, query: dict[str, str]) -> Row:
+        found = [row for row in self.lists["workflow_job_nodes"].values() if row["workflow_job"] == workflow]
+        size = min(int(query.get("page_size", PAGE)), MOST)
+        told = self._page([self._told("workflow_job_nodes", row) for row in found[:size]])
+        return {**told, "count": len(found), "next": f"{API}workflow_jobs/{workflow}/workflow_nodes/?page=2&page_size={size}" if found[size:] else None}
 
     def _under(self, method: str, kind: str, number: int, rest: str, body: t.Any) -> tuple[int, t.Any]:
         if rest == "survey_spec":
@@ -227,7 +282,7 @@ class Awx(Rest):
         if row.get("unified_job_template"):
             runs = row["unified_job_template"]
             related["unified_job_template"] = f"{API}{self._kind(runs)}/{runs}/"
-        told = {"type": kind.removesuffix("s"), **copy.deepcopy(row), "url": url, "related": related, "summary_fields": {}}
+        told = {"type": kind.removesuffix("s"), "summary_fields": {}, **copy.deepcopy(row), "url": url, "related": {**related, **row.get("related", {})}}
         if kind == "credentials":
             told["inputs"] = dict.fromkeys(told.get("inputs", {}), SECRET)
         return told

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 import typing as t
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+import trustme
 
 Row = dict[str, t.Any]
 
@@ -50,9 +54,15 @@ class Rest:
         return [call for call in self.calls if call.method not in ("GET", "HEAD", "OPTIONS")]
 
     @contextlib.contextmanager
-    def running(self) -> t.Iterator[t.Self]:
+    def running(self, tls: Path | None = None) -> t.Iterator[t.Self]:
+        """Answer on a port of loopback. ``tls`` is a folder for its authority's certificate, ``ca.pem``; without one it speaks plain HTTP."""
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
+        if tls:
+            authority, secure = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.cert_pem.write_to_path(str(tls / "ca.pem"))
+            authority.issue_cert("127.0.0.1").configure_cert(secure)
+            server.socket = secure.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

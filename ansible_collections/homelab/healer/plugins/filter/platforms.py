@@ -99,7 +99,7 @@ def own_secret(variable: str) -> Facts:
 
 def secrets_of(template: t.Mapping[str, t.Any], secrets: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """The names of the credentials that a template needs. One that nothing is known of may be needed by any."""
-    needed = {"ledger", "telegram", "", *template["reads"]}
+    needed = {"ledger", "telegram", "", *template["reads"], *(["awx"] if template.get("look_first") else [])}
     return [secret_name(secret) for secret in secrets if secret["of"] in needed]
 
 
