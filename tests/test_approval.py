@@ -517,6 +517,16 @@ def test_only_the_plan_that_was_approved_is_allowed(house: House) -> None:
         assert told["why"] == "the plan has changed since it was approved"
 
 
+def test_a_plan_that_was_not_meant_is_not_done_though_it_was_approved(house: House) -> None:
+    """Also where another run goes on with it; one that is told nothing of plans does what was asked about, which was meant."""
+    for number, (meant, word) in enumerate(((["0" * 64], "refused"), (["any"], "allowed"))):
+        question, asked, row = ask(house, remediation=f"r{number}", vmid=201 + number)
+        press(house.server)
+        assert asked.result()["word"] == "approved"
+        assert house.gate(**question, only_plans=meant)["word"] == word
+        assert house.row(row.id).state == {"refused": "denied", "allowed": "applying"}[word]
+
+
 def test_what_the_policy_says_now_counts_when_it_is_begun(house: House) -> None:
     question, asked, _row = ask(house)
     press(house.server)
