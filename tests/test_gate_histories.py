@@ -482,3 +482,29 @@ def test_the_rule_that_the_plan_falls_under_has_its_own_limits(tmp_path: Path) -
     answer = run(3, fully(3))
     assert (answer["word"], answer["rule"], answer["checks"][-1]["check"]) == ("refused", "full", "budget"), answer
     file.close()
+
+
+@pytest.mark.parametrize("only", [[], ["0" * 64], ["any", "0" * 64], lambda plan: [plan[:8]], lambda plan: [plan + "0"], lambda plan: [plan.upper()]])
+def test_a_plan_that_was_not_meant_is_refused_and_written_down(tmp_path: Path, only: t.Any) -> None:
+    """As any other refusal: with the plan, its reason and the rule, and nothing left open."""
+    rules, planned = policy(), chain(201)
+    whose: Facts = {"remediation": "r1", "remedy": "lxc_memory", "host": "pve", "facts": target(201)}
+    meant = only(_gate.plan_id(planned["plan"])) if callable(only) else only
+    with File(tmp_path / "ledger.db").turn() as ledger:
+        first = _gate.admit(ledger, rules, **whose, request=asked())
+        told = _gate.decide(ledger, rules, **whose, fence=first["fence"], chain=planned, request=asked(only_plans=meant))
+        row, decided = ledger.get("r1"), ledger.latest("r1", "decided")
+        kinds = [event.kind for event in ledger.events("r1")]
+    assert (told["word"], told["steps"], row.state, row.why) == ("refused", [], "denied", told["why"])
+    assert told["why"].startswith(f"this is plan {told['plan_id']}, and only {', '.join(meant) or 'none'} may be done (remediate_only_plans)")
+    assert (kinds, decided["plan_id"], decided["decision"]["word"]) == (["opened", "decided", "closed"], told["plan_id"], "refused")
+
+
+def test_a_plan_that_was_meant_is_allowed(tmp_path: Path) -> None:
+    planned = chain(201)
+    plan = _gate.plan_id(planned["plan"])
+    for number, meant in enumerate(([plan], ["0" * 64, plan], ["any"])):
+        whose: Facts = {"remediation": f"r{number}", "remedy": "lxc_memory", "host": "pve", "facts": target(201)}
+        with File(tmp_path / f"{number}.db").turn() as ledger:
+            first = _gate.admit(ledger, policy(), **whose, request=asked())
+            assert _gate.decide(ledger, policy(), **whose, fence=first["fence"], chain=planned, request=asked(only_plans=meant))["word"] == "allowed"

@@ -55,6 +55,7 @@ class House:
 
     def __init__(self, folder: Path, pve: Proxmox, server: Bot) -> None:
         self.pve, self.server, self.telegram = pve, server, self.bot(server)
+        self.awx: dict[str, t.Any] = {}
         self.controller = Controller(folder, proxmox=pve.options_for("healer@pve!healer"))
         self.configure(self.telegram)
         self.policy()
@@ -66,9 +67,9 @@ class House:
         """The options of the bot."""
         return {"token": TOKEN, "chats": [CHAT], "users": [USER], "api_url": server.url, "timeout": 2, **changes}
 
-    def configure(self, telegram: t.Mapping[str, t.Any] | None) -> None:
-        """Let the inventory say this of Telegram."""
-        self.telegram = dict(telegram or {})
+    def configure(self, telegram: t.Mapping[str, t.Any] | None, awx: t.Mapping[str, t.Any] | None = None) -> None:
+        """Let the inventory say this of Telegram, and of AWX."""
+        self.telegram, self.awx = dict(telegram or {}), dict(awx or {})
         path = self.controller.folder / "inventory.yml"
         inventory = yaml.safe_load(path.read_text())
         inventory["all"]["vars"]["healer_approval"] = self.approval
@@ -76,7 +77,7 @@ class House:
 
     @property
     def approval(self) -> dict[str, t.Any]:
-        return {"telegram": self.telegram} if self.telegram else {}
+        return {name: found for name, found in (("telegram", self.telegram), ("awx", self.awx)) if found}
 
     def policy(self, decision: str = "approve", **approval: t.Any) -> None:
         """Ask about everything, in this way."""

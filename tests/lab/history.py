@@ -60,6 +60,7 @@ class History:
             "lease": 3600.0,
             "waited": 0.0,
             "shadow": False,
+            "only_plans": ["any"],
         }
         asked.update(pause_file="/nonexistent/pause", **request)
         answer = _gate.admit(self.ledger, self.rules, **whose, facts=facts, request=asked)

@@ -55,7 +55,8 @@ def target(vmid: int = 201, **more: t.Any) -> Facts:
 
 def asked(**more: t.Any) -> Facts:
     """How the gate is asked."""
-    return {"problem": "it is ill", "run": {"user": "ann"}, "lease": 3600.0, "waited": 0.0, "shadow": False, "pause_file": "/nonexistent/pause", **more}
+    told: Facts = {"problem": "it is ill", "run": {"user": "ann"}, "lease": 3600.0, "waited": 0.0, "shadow": False, "only_plans": ["any"]}
+    return {**told, "pause_file": "/nonexistent/pause", **more}
 
 
 def chain(vmid: int = 201, memory: int = 1024, was: int = 512, **more: t.Any) -> Facts:

@@ -17,6 +17,8 @@ from ansible_collections.homelab.healer.plugins.plugin_utils.ledger import Facts
 display = Display()
 JOBS = ("JOB_ID", "AWX_ISOLATED_DATA_DIR", "SEMAPHORE_TASK_ID")
 """What AWX, ansible-runner (so rulebooks too) and Semaphore set. Some of them give their runs a terminal at which nobody is."""
+SEMAPHORE = "semaphore_vars"
+"""The extra variable that Semaphore gives to every run. Whoever gives it by hand is not asked at the terminal either."""
 
 
 class ActionModule(LedgerAction):
@@ -30,7 +32,8 @@ class ActionModule(LedgerAction):
 
     def answer(self, module: t.Any, options: Facts, variables: Facts) -> Facts:
         ask = super().answer
-        if options.get("state") != "asked" or (options.get("approval") or {}).get("telegram") or any(os.environ.get(name) for name in JOBS):
+        job = SEMAPHORE in variables or any(os.environ.get(name) for name in JOBS)
+        if options.get("state") != "asked" or (options.get("approval") or {}).get("telegram") or job:
             return ask(module, options, variables)
         told = ask(module, {**options, "prompt": True}, variables)
         if told.get("failed") or told["word"] != "waiting" or not told["ways"]:

@@ -17,9 +17,9 @@ import json
 import secrets
 import time
 import typing as t
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from ansible_collections.homelab.healer.plugins.module_utils import _gate, _telegram
+from ansible_collections.homelab.healer.plugins.module_utils import _awx, _gate, _telegram
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, HealerError, Refused
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import BACKWARDS, Event, Ledger, Remediation, project
 from ansible_collections.homelab.healer.plugins.module_utils._policy import Plan
@@ -28,7 +28,13 @@ from ansible_collections.homelab.healer.plugins.module_utils._telegram import Co
 
 Facts = t.Mapping[str, t.Any]
 Told = t.Dict[str, t.Any]
-OPTIONS: dict[str, t.Any] = dict(approval=dict(type="dict", default={}, options=dict(telegram=dict(type="dict", options=_telegram.OPTIONS))))
+OPTIONS: dict[str, t.Any] = dict(
+    approval=dict(
+        type="dict",
+        default={},
+        options=dict(telegram=dict(type="dict", options=_telegram.OPTIONS), awx=dict(type="dict", options=_awx.OPTIONS)),
+    )
+)
 LOOKS_EVERY = 1.0
 """Seconds between two looks for an answer in the ledger."""
 READS_FOR = 2
@@ -90,10 +96,12 @@ class Asker:
     """Asks by Telegram, where that is possible and allowed, and takes answers from there for whichever question they are.
 
     A token has only one reader at a time, so who reads holds a lease on it; all others look into the ledger. ``trouble`` is what stood in the way last.
+    Where ``run`` is a job of AWX, it also takes what was answered in its workflow before it; ``awx_trouble`` is what stood in the way of that.
     """
 
-    def __init__(self, ledger: Ledger, options: Facts) -> None:
+    def __init__(self, ledger: Ledger, options: Facts, run: Facts | None = None) -> None:
         self._ledger, self._me = ledger, secrets.token_hex(8)
+        self._awx, self.awx_trouble = _awx_of(options.get("awx"), run or {})
         self._telegram: Telegram | None = None
         self.trouble = "no Telegram is configured by healer_approval"
         found = options.get("telegram")
@@ -115,8 +123,41 @@ class Asker:
 
     @property
     def able(self) -> bool:
-        """Whether it can be tried."""
+        """Whether it can be tried by Telegram."""
         return self._telegram is not None and not self._ledger.dry
+
+    @property
+    def awx_able(self) -> bool:
+        """Whether AWX can be asked who answered."""
+        return self._awx is not None and not self._ledger.dry
+
+    def why_not(self, channels: t.Container[str]) -> str:
+        """What stood in the way of these channels, in brackets; empty where nothing did."""
+        troubles = [trouble for channel, trouble in (("telegram", self.trouble), ("awx", self.awx_trouble)) if channel in channels and trouble]
+        return f" ({'; '.join(troubles)})" if troubles else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What stood in the way of what could be tried."""
+        tried = ((self.able, self.trouble), (self.awx_able, self.awx_trouble))
+        return [trouble for able, trouble in tried if able and trouble]
+
+    def take_from_awx(self, remediation: str) -> None:
+        """Take the yes that was given in the workflow of AWX before this job began, if it was one to what is asked now."""
+        if not (self._awx and self.awx_able):
+            return
+        try:
+            yes = self._awx.yes()
+        except HealerError as error:
+            self.awx_trouble = str(error)
+            return
+        with self._ledger.turn():
+            try:
+                row = self._ledger.get(remediation)
+                _check_meant(self._ledger, row, yes)
+                settle(self._ledger, row, "approved", Voice(f"{yes.who} (AWX user {yes.user})", "awx", {"awx": asdict(yes)}), yes.plan_id)
+            except Refused as error:
+                self.awx_trouble = str(error)
 
     def send(self, question: Facts, nonce: str) -> tuple[list[Told], list[str]]:
         """Ask in every chat. Returns where the question stands, and what failed."""
@@ -232,18 +273,51 @@ class Asker:
             self.trouble = str(error)
 
 
+def _awx_of(options: Facts | None, run: Facts) -> tuple[_awx.Awx | None, str]:
+    """The AWX that an inventory tells of, or why it cannot be asked."""
+    if not options:
+        return None, "no AWX is configured by healer_approval"
+    try:
+        return _awx.Awx(run=run, **options), ""
+    except HealerError as error:
+        return None, str(error)
+
+
+def _check_meant(ledger: Ledger, row: Remediation, yes: _awx.Yes) -> None:
+    """Refuse a yes in AWX that is to something else than what is asked, too old, or was taken before. An answer counts for one remediation alone."""
+    age, life = ledger.now() - yes.answered, (row.expires or 0.0) - (row.asked or 0.0)
+    taken = "SELECT remediation, body FROM journal WHERE kind = 'approved' AND remediation IN (SELECT id FROM remediations WHERE approver <> '')"
+    before = [whose for whose, body in ledger.rows(taken) if _same(json.loads(body).get("awx", {}), yes)]
+    for wrong, why in (
+        (
+            yes.plan_id != row.plan_id or yes.target != row.target,
+            f"it was to plan {yes.plan_id} of {yes.target}, and this is plan {row.plan_id} of {row.target}",
+        ),
+        (age < -BACKWARDS, f"it was given in {-age:.0f} s by the ledger's clock, so one of the clocks is wrong"),
+        (age >= life, f"it was given {age:.0f} s ago, and a question may be answered for {life:.0f} s"),
+        (bool(before), f"it was taken already, for remediation {', '.join(before)}"),
+    ):
+        if wrong:
+            raise Refused(f"will not take approval {yes.approval} of AWX", why=why, fix="Start its workflow again.")
+
+
+def _same(taken: Facts, yes: _awx.Yes) -> bool:
+    """Whether that answer is this one. A number alone is not enough, as an AWX that was set up anew begins with them anew."""
+    return (taken.get("approval"), taken.get("answered")) == (yes.approval, yes.answered)
+
+
 def hashed(nonce: str) -> str:
     """What the ledger has of a nonce, which nobody can answer by."""
     return hashlib.sha256(nonce.encode()).hexdigest()
 
 
-def ask(ledger: Ledger, remediation: str, fence: int, *, options: Facts, prompt: bool) -> Told:
+def ask(ledger: Ledger, remediation: str, fence: int, *, options: Facts, prompt: bool, run: Facts) -> Told:
     """Ask about a plan, and wait for the answer for as long as the policy says.
 
     With ``prompt`` the caller asks at a terminal and nothing is waited for here; asked again, it goes on with the same question. Answers with ``word``:
     V(approved), V(denied), V(needs_human) where nobody answered and the policy says so, or V(waiting) where an answer may still come.
     """
-    asker, nonce = Asker(ledger, options), _telegram.new_nonce()
+    asker, nonce = Asker(ledger, options, run), _telegram.new_nonce()
     with ledger.turn():
         row = ledger.get(remediation)
         new = row.state == "planned" or row.fence != fence
@@ -253,6 +327,8 @@ def ask(ledger: Ledger, remediation: str, fence: int, *, options: Facts, prompt:
         told = dict(_reply(ledger, row, asker), changed=new, question=_telegram.lines(question), wait=float(asked.get("wait", 0)), ways=asked.get("ways", []))
     if ledger.dry:
         return told
+    if new and row.state == "asked" and "awx" in asked["ways"]:
+        row = _take_from_awx(ledger, row, asker, asked)
     if new and row.state == "asked" and "telegram" in asked["ways"]:
         _send(ledger, row, asker, question, nonce)
     if not prompt and not new and asked.get("ways") == ["prompt"] and _left(ledger, row, asked) > 1:
@@ -273,7 +349,7 @@ def _put(ledger: Ledger, row: Remediation, asker: Asker, nonce: str, prompt: boo
     if decision.get("word") != "ask":
         raise Refused(f"will not ask about {row.name}", why="the gate did not say that a human has to approve", fix="Ask the gate with the plan first.")
     how = decision["approval"]
-    can = {"telegram": asker.able, "prompt": prompt, "command": True}
+    can = {"telegram": asker.able, "prompt": prompt, "command": True, "awx": asker.awx_able}
     ways = [channel for channel in how["channels"] if can[channel]]
     now = ledger.now()
     late = ledger.behind() > BACKWARDS
@@ -287,7 +363,7 @@ def _put(ledger: Ledger, row: Remediation, asker: Asker, nonce: str, prompt: boo
 
 
 def _nobody(asker: Asker, asked: Facts) -> str:
-    return f"nobody can be asked by {', '.join(asked['channels'])}{_trouble(asker, asked)}"
+    return f"nobody can be asked by {', '.join(asked['channels'])}{asker.why_not(asked['channels'])}"
 
 
 def _give_up(ledger: Ledger, row: Remediation, asker: Asker, asked: Facts) -> None:
@@ -302,13 +378,24 @@ def _clock(ledger: Ledger) -> str:
     return f"the ledger's clock is {ledger.behind():.0f} s behind its last entry, so nobody can tell what is in time"
 
 
+def _take_from_awx(ledger: Ledger, row: Remediation, asker: Asker, asked: Facts) -> Remediation:
+    """Take what was answered in AWX. It was answered before this was asked or not at all, so where nobody could answer elsewhere, that is a no at once."""
+    asker.take_from_awx(row.id)
+    with ledger.turn():
+        row = ledger.get(row.id)
+        if row.state == "asked" and asked["ways"] == ["awx"]:
+            _gate.close(ledger, row, "denied", f"nobody approved it{asker.why_not(['awx'])}", {})
+            row = ledger.get(row.id)
+    return row
+
+
 def _send(ledger: Ledger, row: Remediation, asker: Asker, question: Facts, nonce: str) -> None:
     """Ask by Telegram. Where that cannot be done and nobody could answer elsewhere, that is a no at once."""
     sent, failed = asker.send(question, nonce)
     with ledger.turn():
         row = ledger.get(row.id)
         ledger.append("told", row.id, messages=sent, failed=failed)
-        if not sent and ledger.latest(row.id, "asked")["ways"] == ["telegram"] and row.state == "asked":
+        if not sent and {*ledger.latest(row.id, "asked")["ways"]} <= {"telegram", "awx"} and row.state == "asked":
             _gate.close(ledger, row, "denied", f"nobody could be asked: {'; '.join(failed)}", {})
     if failed:
         asker.trouble = "; ".join(failed)
@@ -340,7 +427,7 @@ def _wait(ledger: Ledger, row: Remediation, asker: Asker, asked: Facts, new: boo
         elif row.expires is not None and row.asked is not None and row.expires - row.asked > asked["wait"] + 1 and ledger.now() < row.expires:
             ledger.append("left", row.id, until=ledger.now())
         else:
-            _gate.close(ledger, row, _gate.lapsed(ledger, row), f"{_gate.UNANSWERED}{_trouble(asker, asked)}", {})
+            _gate.close(ledger, row, _gate.lapsed(ledger, row), f"{_gate.UNANSWERED}{asker.why_not(asked['channels'])}", {})
 
 
 def _left(ledger: Ledger, row: Remediation, asked: Facts) -> float:
@@ -349,17 +436,11 @@ def _left(ledger: Ledger, row: Remediation, asked: Facts) -> float:
         return float(asked.get("wait", 0.0)) - max(0.0, ledger.now() - (row.asked or 0.0))
 
 
-def _trouble(asker: Asker, asked: Facts) -> str:
-    return f" ({asker.trouble})" if "telegram" in asked["channels"] and asker.trouble else ""
-
-
 def _reply(ledger: Ledger, row: Remediation, asker: Asker) -> Told:
     """What a question has come to."""
     said = _answer(ledger, row)
     who, channel = (str(said.facts[name]) if said else "" for name in ("approver", "channel"))
-    told: Told = dict(remediation=row.id, plan_id=row.plan_id, expires=row.expires, who=who, channel=channel, notes=[])
-    if asker.trouble and asker.able:
-        told["notes"] = [asker.trouble]
+    told: Told = dict(remediation=row.id, plan_id=row.plan_id, expires=row.expires, who=who, channel=channel, notes=asker.notes)
     if row.state == "asked":
         until = moment(row.expires or 0.0)
         why = f"nobody has answered yet; homelab.healer.approve and deny may until {until}, and homelab.healer.recover does then what was approved"
@@ -448,8 +529,7 @@ def answer(ledger: Ledger, remediation: str, word: str, voice: Voice, *, plan: s
     if seen:
         return dict(told, changed=False, word="waiting", why=f"to approve exactly this, add -e plan={row.plan_id[:SHORTEST]}", who="", channel="")
     done = {"approved": f"{voice.who} approved plan {row.plan_id[:SHORTEST]}", "denied": f"{voice.who} said no"}[word]
-    notes = [asker.trouble] if asker.trouble and asker.able else []
-    return dict(told, changed=True, word=word, why=done, who=voice.who, channel=voice.channel, notes=notes)
+    return dict(told, changed=True, word=word, why=done, who=voice.who, channel=voice.channel, notes=asker.notes)
 
 
 def take_in(ledger: Ledger, options: Facts) -> Told:

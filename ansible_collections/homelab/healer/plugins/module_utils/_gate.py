@@ -41,6 +41,8 @@ MARGIN = 5.0
 """Seconds before its lease ends from which on a run begins no write."""
 APPLIED_WITHIN = 600.0
 """Seconds after the end of a question in which what was approved may still be begun."""
+ANY_PLAN = ["any"]
+"""What a run is told that may do whichever plan it comes to."""
 UNANSWERED = "nobody answered in time"
 UNDER_WAY = f"state IN ({', '.join(repr(state) for state in OPEN)})"
 FAILED = "state IN ('rolled_back', 'needs_human') AND applied IS NOT NULL"
@@ -291,7 +293,8 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
     ``chain`` is what the rest of the chain needs, also one that goes on after a crash: ``plan`` (a list of what each step's module answered in check mode,
     with ``purpose``, ``module`` and ``args``), ``undo``, ``point_of_return``, ``probes``, ``baseline`` and ``settings``. Answers with ``word``
     (V(allowed), V(ask), V(shadow) or V(refused)) and, where it is allowed, the ``steps`` to carry out, which are those written down here, with their
-    ``deadline``.
+    ``deadline``. ``request`` also holds ``shadow`` and ``only_plans``. What is asked about is a plan that was meant, and what is done later, by whomever,
+    is the plan that was asked about; so whoever goes on after a late yes need not know which were meant.
     """
     now, target = ledger.now(), Target.of(host, facts)
     if ledger.dry:  # the first question was not written down either
@@ -312,6 +315,7 @@ def decide(ledger: Ledger, policy: Policy, *, remediation: str, remedy: str, hos
         why
         or (f"it was approved, but only until {moment(row.expires or 0)}" if late else "")
         or _elsewhere(target, planned)
+        or _not_meant(identity, request["only_plans"])
         or (_not_as_approved(ledger, row, chain, identity) if approved else "")
     )
     word = _word(policy, verdict, request, refused=bool(why), approved=approved)
@@ -370,6 +374,14 @@ def _elsewhere(target: Target, planned: t.Sequence[Facts]) -> str:
     """Why a plan is not about the target that the first question was about."""
     strangers = {str(key) for step in planned for key in step["after"]} - {target.id}
     return f"the plan would change {', '.join(sorted(strangers))} as well" if strangers and target.kind in ("lxc", "container") else ""
+
+
+def _not_meant(identity: str, only: t.Sequence[str]) -> str:
+    """Why a plan is none of those that somebody has looked at, where the run was told them. This only forbids."""
+    if list(only) == ANY_PLAN or identity in only:
+        return ""
+    known = f"this is plan {identity}, and only {', '.join(only) or 'none'} may be done (remediate_only_plans)"
+    return f"{known}: what is wrong has changed since it was looked at, so look again"
 
 
 def _not_as_approved(ledger: Ledger, row: Remediation, chain: Facts, identity: str) -> str:

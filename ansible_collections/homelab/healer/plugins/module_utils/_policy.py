@@ -49,7 +49,9 @@ Found = t.Tuple[t.Optional[bool], t.Tuple[str, ...]]
 DECISIONS = ("off", "dry_run", "approve", "auto")
 """From the strictest to the loosest."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-CHANNELS = ("telegram", "prompt", "command")
+CHANNELS = ("telegram", "prompt", "command", "awx")
+DEFAULT_CHANNELS = CHANNELS[:3]
+"""The ways that count where a policy names none. By AWX a yes was given before it was asked for, so that is taken only where it is named."""
 POSTGRESQL_KINDS = ("postgresql", "session", "sessions", "table")
 ONE_SERVER = ("postgresql", "session", "sessions")
 """These change the same thing, a server's sessions, so only one of them at a time may."""
@@ -512,7 +514,7 @@ APPROVAL_KEYS: t.Mapping[str, Key] = {
     "wait": Key(default="5m", parse=_span),
     "expires": Key(parse=_some_time),
     "on_timeout": Key(default="deny", choices=("deny", "needs_human")),
-    "channels": Key(type="list", default=list(CHANNELS), choices=CHANNELS, parse=_some),
+    "channels": Key(type="list", default=list(DEFAULT_CHANNELS), choices=CHANNELS, parse=_some),
 }
 SECTIONS: t.Mapping[str, t.Mapping[str, Key]] = {
     "": {

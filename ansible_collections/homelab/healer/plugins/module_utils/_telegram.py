@@ -12,21 +12,17 @@ PRIVATE to the collection: it may change at any time.
 from __future__ import annotations
 
 import difflib
-import http.client
-import ipaddress
 import json
 import re
 import secrets
-import ssl
 import time
 import typing as t
 import urllib.error
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
-
-from ansible.module_utils.urls import open_url
+from urllib.parse import quote
 
 from ansible_collections.homelab.healer.plugins.module_utils._errors import Conflict, Denied, HealerError, Invalid, TaskFailed, Unreachable
+from ansible_collections.homelab.healer.plugins.module_utils._https import Lost, address, check, exchange, lost, part, text, whole
 
 API_URL = "https://api.telegram.org"
 OPTIONS: dict[str, t.Any] = dict(
@@ -44,7 +40,6 @@ DATA = re.compile(r"(?P<word>ok|no):(?P<nonce>[0-9a-f]{32})")
 PAUSE = re.compile(r"/pause(@[A-Za-z0-9_]{1,64})?")
 """Whichever bot it names: to stop is the safe side."""
 WANTED = ["message", "callback_query"]
-BIGGEST = 1 << 63
 MOST = 4096
 """How long a message may be. Told in UTF-16 units of the text with its marks, which no way of counting exceeds."""
 ROOM = 512
@@ -53,7 +48,6 @@ TOAST = 200
 """How long the text may be that a pressed button shows."""
 SHORT_WAIT = 5
 """For how many seconds, at most, to wait when the server says that it was asked too much."""
-LONGEST_REPLY = 16 << 20
 MARKS = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 REVERSIBILITY = {
     "exact": "exact, as it was",
@@ -115,19 +109,19 @@ class Ignored:
 Reading = t.Union[Answer, Command, Ignored]
 
 
-def identities(option: str, listed: t.Any, positive: bool = False) -> frozenset[int]:
+def identities(option: str, listed: t.Any, positive: bool = False, whose: str = "Telegram") -> frozenset[int]:
     """The numbers of chats or users that a configuration lists, as integers or as their digits; none where nothing is listed.
 
     Raises ``Invalid`` for anything else, by its place: what stands there may have been meant for another option, such as the token.
     """
-    what, fix = f"cannot read {option}", f"Write {option} as a list of Telegram's numbers, such as [123456]; nothing was asked or answered."
+    what, fix = f"cannot read {option}", f"Write {option} as a list of {whose}'s numbers, such as [123456]; nothing was asked or answered."
     if listed is None:
         return frozenset()
     if not isinstance(listed, (list, tuple, set, frozenset)):
         raise Invalid(what, why="it is not a list", fix=fix)
     found = set()
     for place, value in enumerate(listed, start=1):
-        number = _whole(int(value) if isinstance(value, str) and IDENTITY.fullmatch(value) else value)
+        number = whole(int(value) if isinstance(value, str) and IDENTITY.fullmatch(value) else value)
         if not number or (positive and number < 0):
             raise Invalid(what, why=f"its element {place} is not the number of a {'user' if positive else 'chat'}", fix=fix)
         found.add(number)
@@ -140,29 +134,29 @@ def read(update: t.Any, chats: t.Any, users: t.Any) -> Reading:
     Raises ``Invalid`` for a configuration that cannot be read, and nothing for an update, whatever it holds.
     """
     here, allowed = identities("chats", chats), identities("users", users, positive=True)
-    if not isinstance(update, dict) or _whole(update.get("update_id")) is None or len(update) != 2:
+    if not isinstance(update, dict) or whole(update.get("update_id")) is None or len(update) != 2:
         return Ignored("malformed")
     kind = next(key for key in update if key != "update_id")
     event = update[kind]
     if kind not in WANTED:
         return Ignored("not a button")
-    callback = _text(event, "id") if kind == "callback_query" else ""
-    message = _part(event, "message") if kind == "callback_query" else event
-    sender, chat, number = _part(event, "from"), _whole(_part(_part(message, "chat"), "id")), _whole(_part(message, "message_id"))
-    user, robot = _whole(_part(sender, "id")), _part(sender, "is_bot")
+    callback = text(event, "id") if kind == "callback_query" else ""
+    message = part(event, "message") if kind == "callback_query" else event
+    sender, chat, number = part(event, "from"), whole(part(part(message, "chat"), "id")), whole(part(message, "message_id"))
+    user, robot = whole(part(sender, "id")), part(sender, "is_bot")
     if user is None or chat is None or number is None or not isinstance(robot, bool) or (kind == "callback_query" and not callback):
         return Ignored("malformed", user, chat, callback)
     for refused, reason in ((robot, "a bot"), (user not in allowed, "stranger"), (chat not in here, "wrong chat")):
         if refused:
             return Ignored(reason, user, chat, callback)
     if kind == "callback_query":
-        data = DATA.fullmatch(_text(event, "data"))
+        data = DATA.fullmatch(text(event, "data"))
         return (
             Answer(data["word"] == "ok", data["nonce"], user, chat, number, callback, _named(sender))
             if data
             else Ignored("not our button", user, chat, callback)
         )
-    return Command("pause", user, chat, _named(sender)) if PAUSE.fullmatch(_text(event, "text")) else Ignored("not a button", user, chat)
+    return Command("pause", user, chat, _named(sender)) if PAUSE.fullmatch(text(event, "text")) else Ignored("not a button", user, chat)
 
 
 def next_offset(updates: t.Iterable[t.Any], offset: int) -> int:
@@ -170,27 +164,14 @@ def next_offset(updates: t.Iterable[t.Any], offset: int) -> int:
 
     Never the highest ever seen, since Telegram begins with another number after a week without updates, and then gives the oldest it has.
     """
-    numbers = [number for number in (_whole(_part(update, "update_id")) for update in updates) if number is not None]
+    numbers = [number for number in (whole(part(update, "update_id")) for update in updates) if number is not None]
     return max(numbers) + 1 if numbers else offset
-
-
-def _whole(value: t.Any) -> int | None:
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) and -BIGGEST < value < BIGGEST else None
-
-
-def _part(value: t.Any, key: str) -> t.Any:
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _text(value: t.Any, key: str) -> str:
-    found = _part(value, key)
-    return found if isinstance(found, str) else ""
 
 
 def _named(sender: t.Any) -> str:
     """How a person is shown beside the number, which is what counts: anybody may call himself anything."""
-    name = " ".join(part for part in (_text(sender, "first_name"), _text(sender, "last_name")) if part)
-    username = _text(sender, "username")
+    name = " ".join(part for part in (text(sender, "first_name"), text(sender, "last_name")) if part)
+    username = text(sender, "username")
     return f"{visible(name)[:64]} {'@' + visible(username)[:32] if username else ''}".strip() or f"user {sender['id']}"
 
 
@@ -351,12 +332,10 @@ class Telegram:
             raise Invalid("cannot use the bot's token", why="it is not a token of a bot", fix="BotFather shows it, as 123456789:AAE...; nothing was asked.")
         self._token, self._secret = found.group(), found["secret"]
         self.chats, self.users = identities("chats", chats), identities("users", users, positive=True)
-        self._base, self._plain, self.host = self._address(api_url)
+        parts = address("api_url", api_url, "a Bot API", API_URL)
+        self._base, self.host = parts.geturl(), self.scrub(parts.netloc)
         self._ca_path, self._timeout = ca_path, timeout
-        if not 0 < timeout <= 600:
-            raise Invalid("cannot use timeout", why="it is not a number of seconds above 0 and at most 600", fix="Leave it out, or give seconds.")
-        if ca_path and not _authority(ca_path):
-            raise Invalid("cannot use ca_path", why="there is no certificate of an authority", fix="Give the path of a PEM file, or leave it out.")
+        check(ca_path, timeout)
 
     def send(self, chat: int, text: str, buttons: Buttons = ()) -> int:
         """Send a message of HTML with buttons under it, to one of the bot's chats. Returns its number."""
@@ -365,7 +344,7 @@ class Telegram:
         parameters: dict[str, t.Any] = dict(chat_id=chat, text=text, parse_mode="HTML", link_preview_options={"is_disabled": True})
         if buttons:
             parameters["reply_markup"] = {"inline_keyboard": buttons}
-        number = _whole(_part(self._ask("sendMessage", parameters), "message_id"))
+        number = whole(part(self._ask("sendMessage", parameters), "message_id"))
         if number is None:
             raise self._failure(TaskFailed, "sendMessage", "the answer has no message_id", "Check api_url: that is not the Bot API.", uncertain=True)
         return number
@@ -399,20 +378,6 @@ class Telegram:
             text = text.replace(spelling, "***")
         return text
 
-    def _address(self, api_url: t.Any) -> tuple[str, bool, str]:
-        """The address to ask below, whether without TLS, and the host as errors name it."""
-        what, fix = "cannot use api_url", f"Give an address such as {API_URL}; nothing was asked."
-        try:
-            parts = urlsplit(api_url.rstrip("/"))
-            host, _port = parts.hostname or "", parts.port
-        except (AttributeError, ValueError):
-            host, parts = "", None
-        if parts is None or not host or parts.scheme not in ("https", "http") or {"?", "#", "@"} & set(api_url) or not api_url.isprintable():
-            raise Invalid(what, why="it is not the address of a Bot API", fix=fix)
-        if parts.scheme == "http" and not _own(host):
-            raise Invalid(what, why="without TLS anybody on the way could read the token and answer; only this machine may be asked so", fix="Use https://.")
-        return parts.geturl(), parts.scheme == "http", self.scrub(parts.netloc)
-
     def _ask(self, method: str, parameters: t.Mapping[str, t.Any], wait: float = 0, done: str = "") -> t.Any:
         """The result of a method; nothing where the server refuses with the words ``done``, since it is as wanted then."""
         for again in (True, False):
@@ -420,56 +385,29 @@ class Telegram:
             if isinstance(reply, HealerError):
                 raise reply
             status, body = reply
-            if status == 200 and _part(body, "ok") is True:
+            if status == 200 and part(body, "ok") is True:
                 return body.get("result")
-            code, said = _whole(_part(body, "error_code")) or status, _text(body, "description")
+            code, said = whole(part(body, "error_code")) or status, text(body, "description")
             if done and done in said:
                 return None
-            pause = _whole(_part(_part(body, "parameters"), "retry_after"))
+            pause = whole(part(part(body, "parameters"), "retry_after"))
             if not (again and code == 429 and pause is not None and 0 <= pause <= SHORT_WAIT):
                 break
             time.sleep(pause)
         raise self._refusal(method, code, said, body, pause)
 
     def _exchange(self, method: str, payload: bytes, timeout: float) -> tuple[int, t.Any] | HealerError:
-        """The status and body of an answer, nothing for a body that is not JSON. A failure is returned, so that none is raised while another is handled,
-        which would carry the address, and the token with it."""
+        """The status and body of an answer, nothing for a body that is not JSON, or what went wrong."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        try:
-            try:
-                # No redirect is followed and nothing is read from ~/.netrc; what is asked without TLS goes to this machine, and so past any proxy.
-                response = open_url(
-                    f"{self._base}/bot{self._token}/{method}",
-                    data=payload,
-                    headers=headers,
-                    method="POST",
-                    timeout=timeout,
-                    ca_path=self._ca_path,
-                    use_proxy=not self._plain,
-                    use_netrc=False,
-                    decompress=False,
-                    follow_redirects="none",
-                    http_agent="homelab.healer",
-                )
-            except urllib.error.HTTPError as refused:
-                response = refused
-            with response:
-                status, raw = int(response.code), response.read(LONGEST_REPLY)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            return self._lost(method, error)
-        try:
-            return status, json.loads(raw)
-        except (ValueError, RecursionError):
-            return status, None
+        url = f"{self._base}/bot{self._token}/{method}"
+        reply = exchange(url, method="POST", headers=headers, timeout=timeout, ca_path=self._ca_path, payload=payload)
+        return reply if isinstance(reply, tuple) else self._lost(method, reply)
 
-    def _lost(self, method: str, error: BaseException) -> HealerError:
-        cause = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException) else error
-        fix = "Look whether this machine reaches it, and api_url names it."
-        if isinstance(cause, ssl.SSLError):
-            fix = "Give the authority that signed the server's certificate as ca_path, and in api_url the name that stands in it; it is never asked unverified."
+    def _lost(self, method: str, error: Lost) -> HealerError:
+        why, fix = lost(error, "api_url")
         # An error on the way there is wrapped, and then nothing was done; one on the way back is not.
         sent = not isinstance(error, urllib.error.URLError)
-        return self._failure(Unreachable, method, str(cause) or type(cause).__name__, fix, uncertain=sent and method != "getUpdates")
+        return self._failure(Unreachable, method, why, fix, uncertain=sent and method != "getUpdates")
 
     def _refusal(self, method: str, code: int, said: str, body: t.Any, pause: int | None) -> HealerError:
         if 300 <= code < 400:
@@ -481,7 +419,7 @@ class Telegram:
         if code >= 500:
             fix = "Telegram, or what stands before it, is not well; try again later."
             return self._failure(Unreachable, method, f"HTTP {code}: {said}", fix, uncertain=method != "getUpdates")
-        moved = _whole(_part(_part(body, "parameters"), "migrate_to_chat_id"))
+        moved = whole(part(part(body, "parameters"), "migrate_to_chat_id"))
         if moved is not None:
             return self._failure(TaskFailed, method, said, f"The group has become another chat: write {moved} into chats in its place.")
         for known, phrase, kind, fix in REFUSALS:
@@ -491,19 +429,3 @@ class Telegram:
 
     def _failure(self, kind: type[HealerError], method: str, why: str, fix: str, uncertain: bool = False) -> HealerError:
         return kind(f"cannot {method} at {self.host}", why=visible(self.scrub(why))[:300], fix=self.scrub(fix), uncertain=uncertain)
-
-
-def _own(host: str) -> bool:
-    """Whether that host is this machine, as far as its name says."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _authority(path: str) -> bool:
-    try:
-        ssl.create_default_context(cafile=path)
-    except (OSError, ValueError):
-        return False
-    return True

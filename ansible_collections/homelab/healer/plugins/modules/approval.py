@@ -88,6 +88,33 @@ options:
             description: How many seconds the server may take to answer.
             type: float
             default: 10.0
+      awx:
+        description:
+          - The AWX that runs this as a job. With O(state=asked) it is asked who answered the approval node that stands before the job in its workflow; it is
+            only read. Without O(approval.awx.approvers) nobody can answer by it.
+          - The policy's C(approval.channels) must have V(awx), which they have not by default.
+        type: dict
+        suboptions:
+          host:
+            description: Its address. It must have a certificate that can be verified; without TLS it must be this machine's own.
+            type: str
+            required: true
+          token:
+            description: A token of AWX that may only read, of a user who sees the workflow and its jobs.
+            type: str
+            required: true
+          approvers:
+            description: The numbers that the users have in AWX who may approve. Anybody else's answer is none.
+            type: list
+            elements: raw
+            default: []
+          ca_path:
+            description: The certificate of the authority that signed the server's, where it is not a public one.
+            type: path
+          timeout:
+            description: How many seconds the server may take to answer.
+            type: float
+            default: 10.0
   run:
     description: Who asks or answers. Given by the action plugin.
     type: dict
@@ -122,7 +149,7 @@ who:
   returned: success
   type: str
 channel:
-  description: By which way, V(telegram), V(command) or V(prompt), or empty.
+  description: By which way, V(telegram), V(awx), V(command) or V(prompt), or empty.
   returned: success
   type: str
 remediation:
@@ -213,7 +240,7 @@ def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
         return _approval.take_in(ledger, request.approval)
     remediation = str(request.remediation)
     if request.state == "asked":
-        return _approval.ask(ledger, remediation, request.fence, options=request.approval, prompt=request.prompt)
+        return _approval.ask(ledger, remediation, request.fence, options=request.approval, prompt=request.prompt, run=request.run)
     voice = _approval.person(request.run, request.channel)
     return _approval.answer(ledger, remediation, request.state, voice, plan=request.plan, options=request.approval)
 

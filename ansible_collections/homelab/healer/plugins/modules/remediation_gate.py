@@ -89,6 +89,13 @@ options:
     description: For how many seconds nobody else may touch the target unless the run says that it goes on.
     type: float
     default: 3600
+  only_plans:
+    description:
+      - With O(chain), the ids of the plans that may be done, whole; V(any) alone stands for every one. Any other plan is refused.
+      - This only forbids, and approves nothing.
+    type: list
+    elements: str
+    default: [any]
   waited:
     description: For how many seconds the run has waited for a backup.
     type: float
@@ -214,7 +221,7 @@ error:
 """
 
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.homelab.healer.plugins.module_utils import _gate
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import OPTIONS, Ledger, connect
@@ -237,6 +244,7 @@ class Request:
     chain: t.Mapping[str, t.Any] | None
     shadow: bool
     lease: float
+    only_plans: t.Sequence[str] = field(metadata={"parse": tuple})  # where it is empty, no plan may be done
     waited: float
     run: t.Mapping[str, t.Any]
 
@@ -244,7 +252,7 @@ class Request:
 def act(ledger: Ledger, request: Request) -> dict[str, t.Any]:
     """Answer one of the questions; what is decided is written down with the answer, or neither."""
     policy = policy_of(request.policy, request.ledger, request.run)
-    asked = {name: getattr(request, name) for name in ("problem", "run", "lease", "waited", "shadow")}
+    asked = {name: getattr(request, name) for name in ("problem", "run", "lease", "only_plans", "waited", "shadow")}
     asked["pause_file"] = pause_file(request.ledger)
     whose = {name: getattr(request, name) for name in ("remediation", "remedy", "host")}
     with ledger.turn():
@@ -276,6 +284,7 @@ ARGUMENTS = dict(
         ),
         shadow=dict(type="bool", default=False),
         lease=dict(type="float", default=3600),
+        only_plans=dict(type="list", elements="str", default=_gate.ANY_PLAN),
         waited=dict(type="float", default=0),
         run=dict(type="dict", default={}),
     ),
