@@ -67,6 +67,7 @@ class Rulebook:
                 if asked.connect_ex(("127.0.0.1", self.port)) == 0:
                     return self
             time.sleep(0.1)
+        self.kill()
         raise LabError(f"the rulebook does not listen:\n{self.told}")
 
     def _rules(self) -> str:
