@@ -22,6 +22,8 @@ from tests.lab.playbooks import COLLECTION, Controller
 from tests.lab.stepped import Stops, kill_leftovers, leftovers
 
 TOKEN = "of-the-rulebook"
+AT_ONCE = "1000"
+"""As the rulebooks' own comment has it."""
 Labels = t.Mapping[str, t.Any]
 
 
@@ -50,7 +52,7 @@ class Rulebook:
         """Start it, and wait until it listens."""
         given = self.controller.folder / "rulebook-variables.yml"
         given.write_text(yaml.safe_dump(self._variables))
-        command = [str(Path(sys.executable).with_name("ansible-rulebook")), "-r", self._rules(), "-e", str(given)]
+        command = [str(Path(sys.executable).with_name("ansible-rulebook")), "-r", self._rules(), "-e", str(given), "--max-concurrent-actions", AT_ONCE]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "-i", str(self.controller.folder / "inventory.yml"), "-v"],
