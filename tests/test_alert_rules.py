@@ -9,14 +9,13 @@ import re
 import threading
 import time
 import typing as t
-import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import NO_MONITORING
-from tests.lab.monitoring import get, missing, run, serving
+from tests.lab.monitoring import alertmanager, get, missing, run, serving, tell
 from tests.lab.playbooks import COLLECTION
 from tests.lab.postgres import Postgres, bloat, blockers, prepared
 from tests.lab.proxmox.client import Proxmox
@@ -243,11 +242,6 @@ def rulebook() -> t.Iterator[tuple[str, list[Told]]]:
             thread.join()
 
 
-def tell(address: str, alerts: list[dict[str, t.Any]]) -> None:
-    request = urllib.request.Request(f"{address}/api/v2/alerts", json.dumps(alerts).encode(), {"Content-Type": "application/json"})
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
-
-
 def firing(name: str, **labels: str) -> dict[str, t.Any]:
     return {"labels": {"alertname": name, **ALERTS[name]["labels"], **labels}}
 
@@ -255,36 +249,26 @@ def firing(name: str, **labels: str) -> dict[str, t.Any]:
 @needs_programs
 def test_alertmanager_tells_the_rulebook_each_cause_once_and_by_itself(tmp_path: Path) -> None:
     """A real one, by the configuration that ships; only its times, its port and the token's place are others."""
-    (tmp_path / "token").write_text("of-the-rulebook\n")
-    with rulebook() as (webhook, told):
-        config = yaml.safe_load(ALERTMANAGER.read_text())
-        config["route"].update(group_wait="1s", group_interval="1s")
-        healer = next(receiver for receiver in config["receivers"] if receiver["name"] == "healer")
-        healer["webhook_configs"][0]["url"] = webhook
-        healer["webhook_configs"][0]["http_config"]["authorization"]["credentials_file"] = str(tmp_path / "token")
-        config["receivers"] = [healer, {"name": "human"}]
-        (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(config))
-        command = ["prometheus-alertmanager", f"--config.file={tmp_path}/alertmanager.yml", f"--storage.path={tmp_path}/data", "--cluster.listen-address="]
-        with serving(*command, ready="/-/ready") as address:
-            assert "# TYPE alertmanager_notifications_failed_total counter" in get(f"{address}/metrics")
-            assert 'alertmanager_notifications_failed_total{integration="webhook"' in get(f"{address}/metrics")
-            alerts = [
-                firing("LxcMemoryHigh", instance="pve", vmid="200", node="pve1"),
-                firing("LxcCpuHigh", instance="pve", vmid="200", node="pve1"),  # as its memory is short
-                firing("LxcCpuHigh", instance="pve", vmid="201", node="pve1"),
-                firing("LxcMemoryHigh", instance="pve", vmid="300", node="pve2"),  # its node is gone
-                firing("ProxmoxNodeDown", instance="pve", node="pve2"),
-                firing("PostgresBlocked", instance="db", database="prod"),
-                firing("PostgresConnectionsHigh", instance="db"),  # as sessions wait
-                firing("PostgresConnectionsHigh", instance="other"),
-                firing("PostgresIdleInTransaction", instance="other", database="{{ 7*7 }}"),
-                firing("LxcDiskFull", instance="pve", vmid="200", node="pve1"),  # a human's
-            ]
-            tell(address, alerts)
-            _until(lambda: len(told) >= 4)
-            time.sleep(2)  # nothing more comes
-            tell(address, [{**alerts[0], "endsAt": "2020-01-01T00:00:00Z", "startsAt": "2019-01-01T00:00:00Z"}])
-            _until(lambda: any(body["status"] == "resolved" for _token, body in told))
+    with rulebook() as (webhook, told), alertmanager(tmp_path, webhook, "of-the-rulebook") as address:
+        assert "# TYPE alertmanager_notifications_failed_total counter" in get(f"{address}/metrics")
+        assert 'alertmanager_notifications_failed_total{integration="webhook"' in get(f"{address}/metrics")
+        alerts = [
+            firing("LxcMemoryHigh", instance="pve", vmid="200", node="pve1"),
+            firing("LxcCpuHigh", instance="pve", vmid="200", node="pve1"),  # as its memory is short
+            firing("LxcCpuHigh", instance="pve", vmid="201", node="pve1"),
+            firing("LxcMemoryHigh", instance="pve", vmid="300", node="pve2"),  # its node is gone
+            firing("ProxmoxNodeDown", instance="pve", node="pve2"),
+            firing("PostgresBlocked", instance="db", database="prod"),
+            firing("PostgresConnectionsHigh", instance="db"),  # as sessions wait
+            firing("PostgresConnectionsHigh", instance="other"),
+            firing("PostgresIdleInTransaction", instance="other", database="{{ 7*7 }}"),
+            firing("LxcDiskFull", instance="pve", vmid="200", node="pve1"),  # a human's
+        ]
+        tell(address, alerts)
+        _until(lambda: len(told) >= 4)
+        time.sleep(2)  # nothing more comes
+        tell(address, [{**alerts[0], "endsAt": "2020-01-01T00:00:00Z", "startsAt": "2019-01-01T00:00:00Z"}])
+        _until(lambda: any(body["status"] == "resolved" for _token, body in told))
     assert {token for token, _body in told} == {"Bearer of-the-rulebook"}
     assert all(len(body["alerts"]) == 1 for _token, body in told)
     first = [body["alerts"][0]["labels"] for _token, body in told if body["status"] == "firing"]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+from ansible_rulebook.validators import Validate
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.nativetypes import NativeEnvironment
@@ -54,6 +55,12 @@ needs_programs = pytest.mark.usefixtures("_programs")
 
 
 # What is written
+
+
+@pytest.mark.parametrize("path", sorted(HOME.glob("*.yml")), ids=lambda path: path.stem)
+def test_a_rulebook_keeps_the_schema(path: Path) -> None:
+    """ansible-rulebook asks for that where it is given a path, and not where it is given the name of a collection's rulebook."""
+    Validate.rulebook(yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 import typing as t
 import urllib.error
 import urllib.request
+from pathlib import Path
+
+import yaml
 
 from tests.lab.engine import LabError
+from tests.lab.playbooks import COLLECTION
 
 PROGRAMS = ("promtool", "amtool", "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter")
 
@@ -39,8 +45,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(*command: str, listen: str = "--web.listen-address", ready: str = "/metrics", **environment: str) -> t.Iterator[str]:
-    """A program while it serves; yields its address."""
+def serving(*command: str, listen: str = "--web.listen-address", ready: str = "/metrics", killed: bool = False, **environment: str) -> t.Iterator[str]:
+    """A program while it serves; yields its address. ``killed``: it ends by a crash."""
     port = free_port()
     with subprocess.Popen(
         [*command, f"{listen}=127.0.0.1:{port}"],
@@ -54,7 +60,7 @@ def serving(*command: str, listen: str = "--web.listen-address", ready: str = "/
             _wait(process, address + ready)
             yield address
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGKILL if killed else signal.SIGTERM)
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
@@ -69,3 +75,25 @@ def _wait(process: subprocess.Popen[bytes], address: str) -> None:
             return
         time.sleep(0.1)
     raise LabError(f"{process.args!r} does not serve")
+
+
+@contextlib.contextmanager
+def alertmanager(folder: Path, webhook: str, token: str, *, killed: bool = False) -> t.Iterator[str]:
+    """One by the configuration that ships; only its times, its port and the token's place are others. What it remembers is in the folder."""
+    (folder / "token").write_text(f"{token}\n")
+    config = yaml.safe_load((COLLECTION / "extensions/prometheus/alertmanager.yml").read_text())
+    config["route"].update(group_wait="1s", group_interval="1s")
+    healer = next(receiver for receiver in config["receivers"] if receiver["name"] == "healer")
+    healer["webhook_configs"][0]["url"] = webhook
+    healer["webhook_configs"][0]["http_config"]["authorization"]["credentials_file"] = str(folder / "token")
+    config["receivers"] = [healer, {"name": "human"}]
+    (folder / "alertmanager-configuration.yml").write_text(yaml.safe_dump(config))
+    command = ["--config.file", str(folder / "alertmanager-configuration.yml"), "--storage.path", str(folder / "alertmanager"), "--cluster.listen-address="]
+    with serving("prometheus-alertmanager", *command, ready="/-/ready", killed=killed) as address:
+        yield address
+
+
+def tell(address: str, alerts: list[dict[str, t.Any]]) -> None:
+    """Tell Alertmanager of alerts, as Prometheus does."""
+    request = urllib.request.Request(f"{address}/api/v2/alerts", json.dumps(alerts).encode(), {"Content-Type": "application/json"})
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()

@@ -124,7 +124,7 @@ class Controller:
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(collections),
             "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/lab/callbacks"),
-            "ANSIBLE_CALLBACKS_ENABLED": "lab_results",
+            "ANSIBLE_CALLBACKS_ENABLED": "lab_packed,lab_results",
             "ANSIBLE_HOME": str(self.folder / "home"),
             "ANSIBLE_LOCALHOST_WARNING": "False",
             "HEALER_LAB_FOLDER": str(self.folder),

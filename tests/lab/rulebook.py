@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +18,12 @@ import yaml
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import Ledger, Remediation, connect
 from tests.lab.engine import LabError
 from tests.lab.monitoring import free_port
-from tests.lab.playbooks import Controller
+from tests.lab.playbooks import COLLECTION, Controller
+from tests.lab.stepped import Stops, kill_leftovers, leftovers
 
 TOKEN = "of-the-rulebook"
+AT_ONCE = "1000"
+"""As the rulebooks' own comment has it."""
 Labels = t.Mapping[str, t.Any]
 
 
@@ -32,11 +33,16 @@ def missing() -> str:
 
 
 class Rulebook:
-    """A rulebook that runs on a controller, with its inventory and its ledger."""
+    """A rulebook that runs on a controller, with its inventory and its ledger.
 
-    def __init__(self, controller: Controller, name: str = "alertmanager", **variables: t.Any) -> None:
+    ``stops`` is where each run that it begins stops, and ``throttle`` for how long it takes the same alert once, if not as it ships.
+    """
+
+    def __init__(self, controller: Controller, name: str = "alertmanager", *, stops: Stops | None = None, throttle: str = "", **variables: t.Any) -> None:
         self.controller = controller
         self.name = name
+        self._stops = stops
+        self._throttle = throttle
         self.port = free_port()
         self.log = controller.folder / "rulebook.log"
         self._variables = {"healer_webhook_port": self.port, "healer_webhook_token": TOKEN, **variables}
@@ -46,7 +52,7 @@ class Rulebook:
         """Start it, and wait until it listens."""
         given = self.controller.folder / "rulebook-variables.yml"
         given.write_text(yaml.safe_dump(self._variables))
-        command = [str(Path(sys.executable).with_name("ansible-rulebook")), "-r", f"homelab.healer.{self.name}", "-e", str(given)]
+        command = [str(Path(sys.executable).with_name("ansible-rulebook")), "-r", self._rules(), "-e", str(given), "--max-concurrent-actions", AT_ONCE]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "-i", str(self.controller.folder / "inventory.yml"), "-v"],
@@ -63,11 +69,26 @@ class Rulebook:
                 if asked.connect_ex(("127.0.0.1", self.port)) == 0:
                     return self
             time.sleep(0.1)
+        self.kill()
         raise LabError(f"the rulebook does not listen:\n{self.told}")
 
+    def _rules(self) -> str:
+        """The rulebook's name, or the path of one that differs by nothing but its throttle."""
+        if not self._throttle:
+            return f"homelab.healer.{self.name}"
+        path = self.controller.folder / f"{self.name}.yml"
+        shipped = (COLLECTION / f"extensions/eda/rulebooks/{self.name}.yml").read_text()
+        path.write_text(shipped.replace("once_within: 5 minutes", f"once_within: {self._throttle}"))
+        return str(path)
+
     def environment(self) -> dict[str, str]:
-        environment = self.controller.environment()
-        environment.pop("ANSIBLE_CALLBACKS_ENABLED")  # what one run passed on would be overwritten by the next
+        places = self.controller.folder / "tmp"  # what a killed rulebook leaves behind of its runs
+        places.mkdir(exist_ok=True)
+        environment = {**self.controller.environment(), "TMPDIR": str(places)}
+        environment["ANSIBLE_CALLBACKS_ENABLED"] = "lab_packed"  # what one run passed on would be overwritten by the next
+        if self._stops:
+            environment["ANSIBLE_CALLBACKS_ENABLED"] += ",lab_breakpoint"
+            environment.update(self._stops.environment)
         return environment
 
     def __enter__(self) -> Rulebook:
@@ -78,9 +99,22 @@ class Rulebook:
 
     def kill(self) -> None:
         """End it at once, and all that it has begun."""
-        if self._process and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.crash()
+        kill_leftovers(self.controller.folder)
+
+    def crash(self) -> None:
+        """End its own process, and leave alone what it has begun: that has a session of its own."""
+        if self.runs():
+            assert self._process
+            self._process.kill()
             self._process.wait()
+
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def begun(self) -> list[int]:
+        """The processes of runs that it has begun and that are still there."""
+        return [pid for pid in leftovers(self.controller.folder) if not (self._process and pid == self._process.pid)]
 
     @property
     def told(self) -> str:

@@ -30,12 +30,10 @@ class Breakpoint:
     at: str = "start"
 
 
-class Stepped:
-    """A run that has begun. ``pid`` is known from the first stop on."""
+class Stops:
+    """Where runs stop, each in its turn, and wait for a word. ``environment`` is what a run needs to come to them."""
 
-    def __init__(self, controller: Controller, playbook: str, stops: t.Sequence[Breakpoint], *arguments: str, **variables: t.Any) -> None:
-        self.pid = 0
-        self.output = controller.folder / "run.log"
+    def __init__(self, *stops: Breakpoint) -> None:
         # A short path, as a socket's may have no more than 107 characters.
         self._place = tempfile.TemporaryDirectory(prefix="healer-lab-", dir="/var/tmp")
         self._listener = socket.socket(socket.AF_UNIX)
@@ -43,16 +41,56 @@ class Stepped:
         self._listener.listen()
         self._listener.settimeout(0.05)
         self._stopped: socket.socket | None = None
-        more = {
-            "ANSIBLE_CALLBACKS_ENABLED": "lab_results,lab_breakpoint",
+        self.environment = {
             "HEALER_LAB_BREAKPOINTS": json.dumps([asdict(stop) for stop in stops]),
             "HEALER_LAB_SOCKET": f"{self._place.name}/socket",
         }
+
+    def __enter__(self) -> Stops:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the one that has stopped go on, and stop nobody any more."""
+        if self._stopped:
+            self._stopped.close()
+        self._listener.close()
+        self._place.cleanup()
+
+    def wait(self, still: t.Callable[[], bool]) -> int:
+        """Wait until a run is at its next stop, as long as one may ``still`` come; returns its process, or 0 where none comes any more."""
+        limit = time.monotonic() + LONGEST
+        while True:
+            with contextlib.suppress(TimeoutError):
+                self._stopped, _address = self._listener.accept()
+                self._stopped.setblocking(True)
+                return int(self._stopped.recv(20))
+            if not still() or time.monotonic() > limit:
+                return 0
+
+    def go_on(self) -> None:
+        assert self._stopped
+        with self._stopped:
+            self._stopped.sendall(b".")
+        self._stopped = None
+
+
+class Stepped:
+    """A run that has begun. ``pid`` is known from the first stop on."""
+
+    def __init__(self, controller: Controller, playbook: str, stops: t.Sequence[Breakpoint], *arguments: str, **variables: t.Any) -> None:
+        self.pid = 0
+        self.output = controller.folder / "run.log"
+        self._stops = Stops(*stops)
+        environment = controller.environment()
+        environment["ANSIBLE_CALLBACKS_ENABLED"] += ",lab_breakpoint"
         with self.output.open("wb") as log:
             self._process = subprocess.Popen(
                 controller.command(playbook, *arguments, **variables),
                 cwd=controller.folder,
-                env={**controller.environment(), **more},
+                env={**environment, **self._stops.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -62,31 +100,19 @@ class Stepped:
     def __enter__(self) -> Stepped:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         """End it, and wait until nothing of it is left."""
         self.kill()
-        if self._stopped:
-            self._stopped.close()
-        self._listener.close()
-        self._place.cleanup()
+        self._stops.close()
 
     def until_it_stops(self) -> None:
         """Wait until it is at its next stop."""
-        limit = time.monotonic() + LONGEST
-        while True:
-            with contextlib.suppress(TimeoutError):
-                self._stopped, _address = self._listener.accept()
-                self._stopped.setblocking(True)
-                self.pid = int(self._stopped.recv(20))
-                return
-            if self._process.poll() is not None or time.monotonic() > limit:
-                raise LabError(f"the run does not come to its stop:\n{self.output.read_text()[-3000:]}")
+        self.pid = self._stops.wait(lambda: self._process.poll() is None)
+        if not self.pid:
+            raise LabError(f"the run does not come to its stop:\n{self.output.read_text()[-3000:]}")
 
     def go_on(self) -> None:
-        assert self._stopped
-        with self._stopped:
-            self._stopped.sendall(b".")
-        self._stopped = None
+        self._stops.go_on()
 
     def kill(self) -> None:
         """End the controller as a crash would; what it had begun goes on."""

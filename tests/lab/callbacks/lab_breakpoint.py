@@ -59,6 +59,8 @@ class CallbackModule(CallbackBase):
     def _stop(self) -> None:
         del self._left[0]
         self._seen = 0
+        if not os.path.exists(os.environ["HEALER_LAB_SOCKET"]):
+            return  # the test stops nobody any more
         with socket.socket(socket.AF_UNIX) as test:
             test.connect(os.environ["HEALER_LAB_SOCKET"])
             test.sendall(f"{os.getpid()}\n".encode())

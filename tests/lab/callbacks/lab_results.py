@@ -9,9 +9,7 @@ import json
 import os
 import typing as t
 
-from ansible import constants as C
 from ansible.plugins.callback import CallbackBase
-from ansible.plugins.loader import filter_loader, test_loader
 
 DOCUMENTATION = """
 name: lab_results
@@ -28,14 +26,6 @@ class CallbackModule(CallbackBase):
     CALLBACK_TYPE = "notification"
     CALLBACK_NAME = "lab_results"
     CALLBACK_NEEDS_ENABLED = True
-
-    def __init__(self, *args: t.Any, **options: t.Any) -> None:
-        """Let this run use the modules that an earlier run has packed."""
-        super().__init__(*args, **options)
-        if "HEALER_LAB_MODULES" in os.environ:
-            for loader in (filter_loader, test_loader):
-                list(loader.all())
-            os.symlink(os.environ["HEALER_LAB_MODULES"], os.path.join(C.DEFAULT_LOCAL_TMP, "ansiballz_cache"))
 
     def _write(self, result: t.Any, *_args: t.Any, **_kwargs: t.Any) -> None:
         line = {"task": result._task.get_name(), "action": result._task.resolved_action or result._task.action, "result": result._result}
