@@ -36,7 +36,19 @@ PLAIN = jinja2.Environment()
 
 def filters() -> None:
     """Names of filters that plain Jinja does not know are no mistake here."""
-    for name in ("mandatory", "bool", "combine", "flatten", "regex_replace", "split", "extract"):
+    for name in (
+        "mandatory",
+        "bool",
+        "combine",
+        "flatten",
+        "regex_replace",
+        "split",
+        "extract",
+        "dict2items",
+        "items2dict",
+        "homelab.healer.alerts",
+        "homelab.healer.answered",
+    ):
         PLAIN.filters[name] = lambda value, *_arguments, **_more: value
     for name in ("match", "search", "contains"):
         PLAIN.tests[name] = lambda value, *_arguments: True

@@ -24,7 +24,7 @@ from tests.lab.containers import Containers
 from tests.lab.demo_real import node
 from tests.lab.engine import BURN, Engine, LabError, docker_engine
 from tests.lab.listener import Listener, listening
-from tests.lab.monitoring import missing
+from tests.lab.monitoring import alertmanager, missing
 from tests.lab.playbooks import Controller
 from tests.lab.postgres import Pool, Postgres, bloat, blockers, postgres, prepared
 from tests.lab.proxmox.client import Proxmox
@@ -34,7 +34,7 @@ from tests.lab.rulebook import Rulebook
 from tests.lab.rulebook import missing as missing_java
 from tests.lab.squeeze import Squeezed
 from tests.lab.telling import paint
-from tests.lab.watch import alertmanager, container_exporter, firing, job, postgres_exporter, prometheus, pve_exporter
+from tests.lab.watch import container_exporter, firing, job, postgres_exporter, prometheus, pve_exporter
 from tests.lab.way import Way
 
 PATIENCE = 120

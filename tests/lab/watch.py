@@ -125,22 +125,6 @@ def _told(engine: Engine) -> t.Iterator[str]:
 
 
 @contextlib.contextmanager
-def alertmanager(folder: Path, webhook: str, token: str) -> t.Iterator[str]:
-    """One that tells the rulebook, as soon as it knows of it. Yields its address."""
-    (folder / "token").write_text(f"{token}\n")
-    config = yaml.safe_load((HOME / "alertmanager.yml").read_text())
-    config["route"].update(group_wait="1s", group_interval="1s")
-    (healer,) = (receiver for receiver in config["receivers"] if receiver["name"] == "healer")
-    healer["webhook_configs"][0]["url"] = webhook
-    healer["webhook_configs"][0]["http_config"]["authorization"]["credentials_file"] = str(folder / "token")
-    config["receivers"] = [healer, {"name": "human"}]
-    (folder / "alertmanager.yml").write_text(yaml.safe_dump(config))
-    command = ["prometheus-alertmanager", f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager", "--cluster.listen-address="]
-    with serving(*command, ready="/-/ready") as address:
-        yield address
-
-
-@contextlib.contextmanager
 def prometheus(folder: Path, alertmanager: str, jobs: Jobs) -> t.Iterator[str]:
     """One that looks every two seconds. Yields its address."""
     config = {

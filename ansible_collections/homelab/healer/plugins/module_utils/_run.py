@@ -138,13 +138,18 @@ def run(module: Module, arguments: t.Mapping[str, t.Any]) -> None:
 def run_info(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, t.Any], Answer], arguments: t.Mapping[str, t.Any]) -> None:
     """Be an information module: ``report(client, request)`` reads and says what it saw. ``arguments`` are ``AnsibleModule``'s."""
     ansible = AnsibleModule(supports_check_mode=True, **arguments)
+    answer, error = look(request, connect, report, ansible.params)
+    _leave(ansible, answer, error)
+
+
+def look(request: type[t.Any], connect: Connect, report: t.Callable[[t.Any, t.Any], Answer], params: Params) -> tuple[Answer, HealerError | None]:
+    """Read and say what was seen. Returns the answer, and the failure where there was one."""
     try:
-        asked = ask(request, ansible.params)
-        with connect(ansible.params) as client:
-            answer: Answer = dict(report(client, asked), changed=False)
+        asked = ask(request, params)
+        with connect(params) as client:
+            return dict(report(client, asked), changed=False), None
     except HealerError as error:
-        _leave(ansible, dict(changed=False), error)
-    _leave(ansible, answer, None)
+        return dict(changed=False), error
 
 
 def run_ledger(request: type[t.Any], connect: Keep, act: t.Callable[[t.Any, t.Any], Answer], arguments: t.Mapping[str, t.Any]) -> None:

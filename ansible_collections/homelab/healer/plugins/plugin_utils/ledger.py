@@ -25,9 +25,11 @@ from pathlib import Path
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
+from ansible.module_utils.errors import UnsupportedError
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
+from ansible_collections.homelab.healer.plugins.module_utils._errors import HealerError
 from ansible_collections.homelab.healer.plugins.module_utils._gate import MARGIN
 from ansible_collections.homelab.healer.plugins.module_utils._run import keep
 
@@ -105,13 +107,22 @@ def by_our_clock(told: Facts, lease: float, began: float) -> Facts:
 
 def here(module: t.Any, options: Facts, check: bool) -> Facts:
     """What a module of the ledger answers, asked in this process."""
+    return validated(module, options, lambda params: keep(module.Request, module.connect, module.act, params, check))
+
+
+def validated(module: t.Any, options: Facts, answer: t.Callable[[Facts], tuple[Facts, HealerError | None]]) -> Facts:
+    """What a module answers to these options, as Ansible would have it from the module itself."""
     arguments = dict(module.ARGUMENTS)
-    validated = ArgumentSpecValidator(arguments.pop("argument_spec"), **arguments).validate(options)
-    if validated.error_messages:
-        return dict(failed=True, changed=False, msg=remove_values("; ".join(validated.error_messages), validated._no_log_values))
-    answer, error = keep(module.Request, module.connect, module.act, validated.validated_parameters, check)
-    told: Facts = remove_values(json.loads(json.dumps(answer)), validated._no_log_values)
-    return dict(told, failed=True, msg=str(error), error=error.as_dict()) if error else told
+    checked = ArgumentSpecValidator(arguments.pop("argument_spec"), **arguments).validate(json.loads(json.dumps(options)))
+    if checked.error_messages:
+        wrong, name = checked.errors[0], f"homelab.healer.{module.__name__.rpartition('.')[2]}"
+        msg = f"Unsupported parameters for ({name}) module: {wrong}" if isinstance(wrong, UnsupportedError) else str(wrong)
+        return dict(failed=True, changed=False, msg=remove_values(msg, checked._no_log_values))
+    told, error = answer(checked.validated_parameters)
+    if error:
+        told = dict(told, failed=True, msg=str(error), error=error.as_dict())
+    plain: Facts = remove_values(json.loads(json.dumps(told)), checked._no_log_values)
+    return plain
 
 
 def _refusal(given: t.Sequence[str]) -> Facts:
