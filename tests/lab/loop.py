@@ -276,7 +276,7 @@ def killed(house: House) -> t.Iterator[Proof]:
 @contextlib.contextmanager
 def storm(house: House) -> t.Iterator[Proof]:
     """A node on which everything is short of memory at once: after the first ones no remedy for each, but one cause for a human."""
-    house.controller.policy(storm={"targets": 3, "window": "70s", "cool_down": "1h", "depends_on": {"30[1-5] *": ["the disk of pve1"]}})
+    house.controller.policy(storm={"targets": 3, "window": "70s", "cool_down": "1h", "depends_on": {"node/pve1": ["the disk of pve1"]}})
     wait(lambda: all(row.opened < time.time() - 70 for row in house.rulebook.remediations()), "what was before is no part of it")
     for vmid in STORM:
         config = {"hostname": f"app{vmid}", "memory": 512, "swap": 0, "cores": 1}
@@ -285,12 +285,8 @@ def storm(house: House) -> t.Iterator[Proof]:
     def proof() -> str:
         changed = [vmid for vmid in STORM if house.pve.guest(vmid)["kernel"]["memory"] != 512]
         told = [message for message in house.people.messages if "targets are in trouble" in str(message)]
-        if len(changed) > 2 or not told:
-            return ""
-        cause = "the disk of pve1" in str(told[0])
-        return f"{len(changed)} of {len(STORM)} containers were changed before the third, no other was, and people were told" + (
-            ", with the cause" if cause else ""
-        )
+        known = len(changed) <= 2 and told and "the disk of pve1" in str(told[0])
+        return f"{len(changed)} of {len(STORM)} containers were changed before the third, no other was, and people were told the cause" if known else ""
 
     yield proof
     for vmid in STORM:
