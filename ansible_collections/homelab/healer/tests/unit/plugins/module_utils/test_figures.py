@@ -122,7 +122,7 @@ def test_spans_read_well() -> None:
 
 
 def test_metrics_of_nothing_have_no_empty_families() -> None:
-    nothing = dict(ended=[], recurred=[], alone=[], joined=[], seconds=[], open={}, questions=0, interrupted=0, frozen=0, paused=False, storm=False)
+    nothing = dict(ended=[], recurred=[], alone=[], joined=[], alerts=0, seconds=[], open={}, questions=0, interrupted=0, frozen=0, paused=False, storm=False)
     text = report_metrics({"totals": dict(nothing, behind=0.0, last_success=None, last=None), "head": f"0:{GENESIS}"})
     lines = text.splitlines()
     assert all(not line.startswith("# TYPE") or not following.startswith("#") for line, following in zip(lines, lines[1:]))
