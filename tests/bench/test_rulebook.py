@@ -13,11 +13,11 @@ from tests.lab.playbooks import Controller
 from tests.lab.postgres import Postgres, blockers, prepared
 from tests.lab.rulebook import Rulebook, missing
 
-PINGS = 4
+PINGS, ROUNDS = 4, 20
 """How many times a playbook that only pings it may take."""
 
 
-def test_a_change_is_applied_soon_after_the_alert(debian_postgres: Postgres, tmp_path: Path, asked_for: bool) -> None:
+def test_a_change_is_applied_soon_after_the_alert(debian_postgres: Postgres, tmp_path: Path, patient: None) -> None:
     """The session that blocks others is ended. The alert is sent as Alertmanager does; each is about a database of its own."""
     if missing():
         pytest.skip(f"{NO_RULEBOOK}: {missing()}: run tests/lab/prepare as root")
@@ -26,10 +26,9 @@ def test_a_change_is_applied_soon_after_the_alert(debian_postgres: Postgres, tmp
     pg.sql("GRANT app TO healer")
     controller = Controller(tmp_path, postgresql=pg.socket_options())
     controller.inventory(pg_blocker_min_wait=1)
-    rounds = 20 if asked_for else 3
     pings, took = [], []
     with Rulebook(controller) as rulebook:
-        for number in range(rounds):
+        for number in range(ROUNDS):
             name = f"db{number}"
             pg.database(name, owner="app")
             with blockers(pg, database=name) as blocked:
@@ -45,6 +44,6 @@ def test_a_change_is_applied_soon_after_the_alert(debian_postgres: Postgres, tmp
                 while len(rulebook.remediations()) <= number or rulebook.remediations()[-1].open:
                     time.sleep(0.1)
     ping, change = statistics.median(pings), statistics.median(took)
-    print(f"\nfrom the alert to the change: {change:.2f} s; a playbook that only pings: {ping:.2f} s; {change / ping:.1f} times, median of {rounds}")
-    assert [row.state for row in rulebook.remediations()] == ["healed"] * rounds
+    print(f"\nfrom the alert to the change: {change:.2f} s; a playbook that only pings: {ping:.2f} s; {change / ping:.1f} times, median of {ROUNDS}")
+    assert [row.state for row in rulebook.remediations()] == ["healed"] * ROUNDS
     assert change <= PINGS * ping
