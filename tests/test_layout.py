@@ -70,11 +70,11 @@ def test_both_archives_hold_the_collection_and_nothing_of_the_project(repository
 
 
 @pytest.mark.parametrize("source", ["{}/", "{}/ansible_collections/homelab/healer/", "git+file://{}", "git+file://{}#/ansible_collections/homelab/healer"])
-def test_installed_in_every_way_it_works(repository: Path, tmp_path: Path, docker: Engine, controller: Controller, whole: bool, source: str) -> None:
+def test_installed_in_every_way_it_works(repository: Path, docker: Engine, controller: Controller, whole: bool, source: str) -> None:
     if source in ("{}/ansible_collections/homelab/healer/", "git+file://{}") and not whole:
         pytest.skip("long; whole with --all")
-    installed = tmp_path / "installed"
-    galaxy("install", source.format(repository), "-p", str(installed), cwd=tmp_path)
+    installed = controller.folder / "installed"
+    galaxy("install", source.format(repository), "-p", str(installed), cwd=controller.folder)
     docker.run("app", BURN)
     task = {"homelab.healer.docker_limits": {"container": "app", "cpus": 0.2}}
     run = controller.play([task], "--check", collections=installed)
