@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
         elif item.path.stem == "test_pg_bloat":
             item.add_marker(pytest.mark.xdist_group("bloat"))
-        elif item.path.stem in {"test_lxc_real", "test_lxc_service", "test_pg_service"}:
+        elif item.path.stem in {"test_lxc_real", "test_lxc_service", "test_loop", "test_pg_service"}:
             item.add_marker(pytest.mark.xdist_group("containers"))
 
 

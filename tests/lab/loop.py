@@ -25,7 +25,7 @@ from tests.lab.demo_real import node
 from tests.lab.engine import BURN, Engine, LabError, docker_engine
 from tests.lab.listener import Listener, listening
 from tests.lab.monitoring import alertmanager, missing
-from tests.lab.playbooks import Controller
+from tests.lab.playbooks import ROOT, Controller
 from tests.lab.postgres import Pool, Postgres, bloat, blockers, postgres, prepared
 from tests.lab.proxmox.client import Proxmox
 from tests.lab.realnode import DATABASE, TOKEN, WEB
@@ -37,6 +37,8 @@ from tests.lab.telling import paint
 from tests.lab.watch import container_exporter, firing, job, postgres_exporter, prometheus, pve_exporter
 from tests.lab.way import Way
 
+REPORT = ROOT / ".cache/loop.html"
+"""Where the report of it all is left."""
 PATIENCE = 120
 """Seconds after which a part of an incident is given up."""
 UNIT = "postgresql@15-main.service"
@@ -410,6 +412,13 @@ def show(rows: t.Sequence[Told]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def compare(first: dict[str, bool], last: dict[str, bool]) -> str:
+    """What was well before all of it, and whether it is after, likewise."""
+    words = {True: "well", False: "NOT WELL"}
+    lines = [["probe", "before", "after"], ["---"] * 3, *([name, words[good], words[last[name]]] for name, good in first.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main(chosen: t.Sequence[str] = ()) -> t.NoReturn:
     """All incidents, or those of the remedies named."""
     began = time.monotonic()
@@ -417,22 +426,24 @@ def main(chosen: t.Sequence[str] = ()) -> t.NoReturn:
     wanted = [incident for incident in INCIDENTS if not chosen or incident.remedy in chosen]
     try:
         with tempfile.TemporaryDirectory(prefix="healer-loop-") as folder, house(Path(folder)) as home:
-            print(f"All of it is at work after {time.monotonic() - began:.0f} s. What is well before:")
-            for name, good in home.well().items():
-                print(f"   {paint('yes' if good else 'NO ', 'good' if good else 'bad')}  {name}")
+            print(f"All of it is at work after {time.monotonic() - began:.0f} s.")
             try:
+                first = home.well()
                 for incident in wanted:
                     print(f"\n{paint(incident.what, 'title')}", flush=True)
                     row = happen(home, incident)
                     rows.append(row)
                     print(f"   {row.outcome}: {row.why}\n   proof: {row.proof}", flush=True)
+                last = home.well()
+                home.controller.play("homelab.healer.report", report_path=str(REPORT))
             except LabError:
                 print(home.rulebook.told[-8000:])
                 raise
     except LabError as error:
         print(show(rows))
         sys.exit(f"The loop is not closed: {error}")
-    print(f"\n{show(rows)}\n")
+    print(f"\n{show(rows)}\n\n{compare(first, last)}\n")
+    print(f"Each with its decision, its diff and its looks is in the report: {REPORT.relative_to(ROOT)}")
     closed = sum(row.good for row in rows)
     print(f"In {time.monotonic() - began:.0f} s; nothing of it is left running.")
     print(f"{closed} of {len(wanted)} closed, harm to {sum(bool(row.harm) for row in rows)}")

@@ -1,0 +1,23 @@
+"""The closed loop, as ``make loop`` runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import NO_RULEBOOK
+from tests.lab.loop import INCIDENTS
+from tests.lab.playbooks import ROOT
+from tests.lab.rulebook import missing
+
+
+def test_every_incident_is_closed_and_nothing_is_harmed(whole: bool) -> None:
+    if not whole:
+        pytest.skip("long; whole with --all")
+    if missing():
+        pytest.skip(f"{NO_RULEBOOK}: {missing()}: run tests/lab/prepare as root")
+    done = subprocess.run([sys.executable, "-m", "tests.lab.loop"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"{len(INCIDENTS)} of {len(INCIDENTS)} closed, harm to 0"], done.stdout + done.stderr
+    assert done.returncode == 0
