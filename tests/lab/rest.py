@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import http.server
 import json
@@ -35,7 +36,7 @@ class Call:
     body: t.Any
 
 
-class Rest:
+class Rest(abc.ABC):
     """Answers requests by ``answer``, one at a time, to whoever has the token."""
 
     token = "lab-token-3141592653"
@@ -46,8 +47,9 @@ class Rest:
         self.url = ""
         self._lock = threading.Lock()
 
+    @abc.abstractmethod
     def answer(self, method: str, path: str, query: dict[str, str], body: t.Any) -> tuple[int, t.Any]:
-        raise NotImplementedError
+        """The status and the body of the answer to a request."""
 
     def writes(self) -> list[Call]:
         """The requests that were not only for reading."""
