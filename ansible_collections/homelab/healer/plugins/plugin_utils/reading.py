@@ -5,7 +5,7 @@
 """The controller's side of the modules that only read, which a remediation asks again and again.
 
 A module takes half a second before its first line runs, since it is packed, put where it runs, and read anew there. Where that is the controller's own
-Python, its code is there already, in the process that Ansible made for the task; then it takes a tenth of that.
+Python, its code is there already, in the process that Ansible made for the task; then it took a sixth (1.1 s and 0.18 s, a module of PostgreSQL's).
 
 PRIVATE to the collection: it may change at any time.
 """
