@@ -28,6 +28,8 @@ from tests.test_documentation import matches, own
 
 TEMPLATE = str(COLLECTION / "roles/report/templates/report.html.j2")
 ALL = ["details", "figures", "totals"]
+WIDE = {"title": "Wide", "columns": [f"column {number}" for number in range(11)], "rows": [["as long as a sentence of some words is"] * 11]}
+"""A table of more columns than a phone has room for."""
 OPEN = {"planned", "asked", "approved", "applying", "verifying", "undoing"}
 Row = dict[str, t.Any]
 
@@ -62,7 +64,7 @@ def ask(store: Store, **options: t.Any) -> Row:
 
 
 def page_of(answer: Row) -> str:
-    return report.report_page(answer, TEMPLATE)
+    return report.report_page(answer, TEMPLATE, [WIDE])
 
 
 class Told:
@@ -337,6 +339,18 @@ def test_the_playbook_writes_both_for_nobody_else_to_read(host: Controller) -> N
     assert not list(host.folder.rglob("owned"))
     told = json.loads((host.folder / "stats.json").read_text())
     assert "share" in json.dumps(told)
+
+
+def test_tables_of_others_are_shown_as_they_are(host: Controller) -> None:
+    page = host.folder / "report.html"
+    tables = [{"title": "A drill", "columns": ["probe", "after"], "rows": [["the <b>shop</b> answers", "well"], ["backups", "NOT WELL"]]}]
+    run = host.play("homelab.healer.report", report_path=str(page), report_tables=tables)
+    assert run.returncode == 0, run.output
+    text = " ".join(Reader(page.read_text()).text.split())
+    assert "A drill probe after the <b>shop</b> answers well backups NOT WELL" in text
+    run = host.play("homelab.healer.report", report_path=str(page), report_tables=[{"title": "A drill", "columns": ["probe"]}])
+    assert run.returncode != 0
+    assert "missing required arguments: rows" in run.output
 
 
 def test_a_name_that_node_exporter_does_not_read_is_refused(host: Controller) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -400,21 +400,33 @@ def happen(house: House, incident: Incident) -> Told:
     return Told(incident, row.state, row.why, row.rule, told, took, before, house.well())
 
 
-def show(rows: t.Sequence[Told]) -> str:
-    """The table, as text that is Markdown as well."""
-    head = ["incident", "remedy", "outcome", *(f"{part}, s" for part in PARTS), "proof", "harm"]
-    lines = [head, ["---"] * len(head)]
+@dataclass
+class Table:
+    """What is shown, here as Markdown and in the report."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def __str__(self) -> str:
+        return "\n".join(f"| {' | '.join(line)} |" for line in [self.columns, ["---"] * len(self.columns), *self.rows])
+
+
+def incidents(rows: t.Sequence[Told]) -> Table:
+    """What came of each, and what it took."""
+    lines = []
     for row in rows:
         times = [f"{row.took[part]:.1f}" if part in row.took else "" for part in PARTS]
         lines.append([row.incident.what, row.incident.remedy, row.outcome, *times, row.proof, ", ".join(row.harm) or "none"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Table("Incidents", ["incident", "remedy", "outcome", *(f"{part}, s" for part in PARTS), "proof", "harm"], lines)
 
 
-def compare(first: dict[str, bool], last: dict[str, bool]) -> str:
-    """What was well before all of it, and whether it is after, likewise."""
+def healthy(first: dict[str, bool], last: dict[str, bool]) -> Table:
+    """What was well before all of it, and whether it is after."""
     words = {True: "well", False: "NOT WELL"}
-    lines = [["probe", "before", "after"], ["---"] * 3, *([name, words[good], words[last[name]]] for name, good in first.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Table(
+        "Looked at by others, before and after", ["probe", "before", "after"], [[name, words[good], words[last[name]]] for name, good in first.items()]
+    )
 
 
 def main(chosen: t.Sequence[str] = ()) -> t.NoReturn:
@@ -432,16 +444,18 @@ def main(chosen: t.Sequence[str] = ()) -> t.NoReturn:
                     row = happen(home, incident)
                     rows.append(row)
                     print(f"   {row.outcome}: {row.why}\n   proof: {row.proof}", flush=True)
-                last = home.well()
-                home.controller.play("homelab.healer.report", report_path=str(REPORT))
+                tables = [incidents(rows), healthy(first, home.well())]
+                written = home.controller.play("homelab.healer.report", report_path=str(REPORT), report_tables=[asdict(table) for table in tables])
+                if written.returncode != 0:
+                    raise LabError(f"the report is not written:\n{written.output}")
             except LabError:
                 print(home.rulebook.told[-8000:])
                 raise
     except LabError as error:
-        print(show(rows))
+        print(incidents(rows))
         sys.exit(f"The loop is not closed: {error}")
-    print(f"\n{show(rows)}\n\n{compare(first, last)}\n")
-    print(f"Each with its decision, its diff and its looks is in the report: {REPORT.relative_to(ROOT)}")
+    print("", *tables, "", sep="\n\n")
+    print(f"All of it, each with its decision, its diff and its looks is in the report: {REPORT.relative_to(ROOT)}")
     closed = sum(row.good for row in rows)
     print(f"In {time.monotonic() - began:.0f} s; nothing of it is left running.")
     print(f"{closed} of {len(wanted)} closed, harm to {sum(bool(row.harm) for row in rows)}")

@@ -64,8 +64,11 @@ PARTS = {
 WORDS = {"allowed": "allowed", "ask": "a human has to approve", "refused": "refused", "shadow": "only planned (shadow)"}
 
 
-def report_page(info: Facts, template: str) -> str:
-    """The page of what ``remediation_info`` answered with V(details) and V(figures); ``template`` is the path of its template."""
+def report_page(info: Facts, template: str, tables: t.Sequence[Facts] = ()) -> str:
+    """The page of what ``remediation_info`` answered with V(details) and V(figures); ``template`` is the path of its template.
+
+    ``tables`` are shown as they are, each with C(title), C(columns) and C(rows), which are lists of text.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.filters.update(moment=moment, took=took, sides=sides, stamp=stamp, day=day, short=short)
     plain = json.loads(json.dumps(info))
@@ -88,6 +91,7 @@ def report_page(info: Facts, template: str) -> str:
         left_out=LEFT_OUT,
         part_names=PARTS,
         words=WORDS,
+        tables=json.loads(json.dumps(list(tables))),
     )
 
 
