@@ -37,14 +37,21 @@ WANTED = {
 """Why tests are skipped that others count on, and what they are tests of."""
 
 
+def sample(values: t.Iterable[t.Any], *chosen: t.Any) -> list[t.Any]:
+    """Values of a parameter, of which those that are not chosen are tried with ``--all`` only."""
+    return [value if value in chosen else pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the long tests whole instead of a sample of them")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what measures, so that it can be run with the machine to itself, and keep together what shares something that takes long to make."""
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--all"):
+            item.add_marker(pytest.mark.skip("long: runs with --all"))
         if "engine" in getattr(item, "fixturenames", ()) or "bench" in item.path.parts:
             item.add_marker("alone")
         elif item.path.stem == "test_pg_bloat":

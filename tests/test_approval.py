@@ -16,6 +16,7 @@ import yaml
 from ansible_collections.homelab.healer.plugins.module_utils import _approval
 from ansible_collections.homelab.healer.plugins.module_utils._ledger import Remediation
 from ansible_collections.homelab.healer.plugins.modules import approval
+from tests.conftest import sample
 from tests.lab.approvals import House, eventually
 from tests.lab.playbooks import Run
 from tests.lab.proxmox.client import Proxmox
@@ -634,10 +635,9 @@ def test_a_command_approves_what_it_shows(house: House, whole: bool) -> None:
         assert (again.returncode, "it has ended: healed" in words(again)) == (2, True)
 
 
+@pytest.mark.long  # the same is told by the module's own code
 @pytest.mark.parametrize("by", ["button", "command"])
-def test_a_no_denies(house: House, whole: bool, by: str) -> None:
-    if not whole:
-        pytest.skip("the same is told by the module's own code; whole with --all")
+def test_a_no_denies(house: House, by: str) -> None:
     run = house.start()
     row = house.asked(run)
     if by == "button":
@@ -651,10 +651,8 @@ def test_a_no_denies(house: House, whole: bool, by: str) -> None:
     assert house.server.messages()[0].buttons == []
 
 
-@pytest.mark.parametrize("typed", ["the plan", "yes", "nothing", "interrupt"])
-def test_the_terminal_asks_for_the_plan(house: House, whole: bool, typed: str) -> None:
-    if typed != "the plan" and not whole:
-        pytest.skip("long; whole with --all")
+@pytest.mark.parametrize("typed", sample(["the plan", "yes", "nothing", "interrupt"], "the plan"))
+def test_the_terminal_asks_for_the_plan(house: House, typed: str) -> None:
     house.configure(None)
     house.policy(wait="10s" if typed == "nothing" else "60s")
 
@@ -671,10 +669,9 @@ def test_the_terminal_asks_for_the_plan(house: House, whole: bool, typed: str) -
     assert "+cores: 2" in run.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("job", ["JOB_ID", "AWX_ISOLATED_DATA_DIR", "SEMAPHORE_TASK_ID", "semaphore_vars"])
-def test_a_job_is_never_asked_at_its_terminal(house: House, monkeypatch: pytest.MonkeyPatch, whole: bool, job: str) -> None:
-    if not whole:
-        pytest.skip("long; whole with --all")
+def test_a_job_is_never_asked_at_its_terminal(house: House, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     variables = {job: {"task_details": {"id": 12}}} if job.islower() else {}  # Semaphore has no variable of the environment that tells
     if not variables:
         monkeypatch.setenv(job, "12")
@@ -688,10 +685,8 @@ def test_a_job_is_never_asked_at_its_terminal(house: House, monkeypatch: pytest.
     )
 
 
-@pytest.mark.parametrize("drifts", [False, True])
-def test_an_answer_after_the_run_is_applied_by_recover_unless_it_has_drifted(house: House, whole: bool, drifts: bool) -> None:
-    if drifts and not whole:
-        pytest.skip("the same is told while a run waits; whole with --all")
+@pytest.mark.parametrize("drifts", sample([False, True], False))  # the same is told while a run waits
+def test_an_answer_after_the_run_is_applied_by_recover_unless_it_has_drifted(house: House, drifts: bool) -> None:
     house.policy(wait="0", expires="1h")
     run = house.play()
     row = house.row()
@@ -732,10 +727,8 @@ EXTRA: dict[str, dict[str, t.Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", EXTRA)
-def test_extra_variables_decide_nothing(house: House, whole: bool, name: str) -> None:
-    if not whole and name not in ("healer_policy", "__remediate_gate"):
-        pytest.skip("long; whole with --all")
+@pytest.mark.parametrize("name", sample(EXTRA, "healer_policy", "__remediate_gate"))
+def test_extra_variables_decide_nothing(house: House, name: str) -> None:
     done = house.play(**EXTRA[name])
     assert (done.returncode, house.pve.writes(), house.server.messages()) == (2, [], []), done.output
     assert f"will not take {name} from extra variables" in words(done)
@@ -769,13 +762,12 @@ BEGINNINGS = [
     "Remediate",
     "Tidy up",
 ]
+PAST += [f"--start-at-task={prefix}{name}" for name in BEGINNINGS for prefix in ("", "homelab.healer.remediate : ")]
 
 
-@pytest.mark.parametrize("option", [*PAST, *(f"--start-at-task={prefix}{name}" for name in BEGINNINGS for prefix in ("", "homelab.healer.remediate : "))])
-def test_nothing_skips_the_question(house: House, whole: bool, option: str) -> None:
+@pytest.mark.parametrize("option", sample(PAST, PAST[0], PAST[6], f"--start-at-task={BEGINNINGS[0]}"))
+def test_nothing_skips_the_question(house: House, option: str) -> None:
     """Also in a play that has the roles in it from the beginning, where a task can be begun at."""
-    if not whole and option not in (PAST[0], PAST[6], f"--start-at-task={BEGINNINGS[0]}"):
-        pytest.skip("long; whole with --all")
     house.policy(wait="0", expires="1h")
     variables = {"lxc_resources_vmid": 201, "lxc_resources_cores": 2, "lxc_resources_snapshot": False}
     play = {"hosts": "proxmox", "gather_facts": False, "module_defaults": house.controller.defaults, "vars": variables}

@@ -207,6 +207,7 @@ def test_t5_6_states(docker: Engine, limits: Limits) -> None:
     assert (facts["live"]["cpus"], facts["live"]["memory"]) == (0.5, 64 * MIB)
 
 
+@pytest.mark.long
 def test_a_container_that_ends_while_it_is_limited(docker: Engine, limits: Limits) -> None:
     looping = [f"looping{number:02}" for number in range(8)]
     for name in looping:

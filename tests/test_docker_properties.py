@@ -15,7 +15,7 @@ from tests.lab.engine import Engine
 from tests.lab.modules import call, read
 
 MIB = 1 << 20
-SAMPLE, ALL = 60, 1000
+SAMPLE, ALL = 30, 1000
 SIZES = st.one_of(st.integers(6, 256).map(lambda number: number * MIB), st.integers(6 * MIB, 256 * MIB))
 
 

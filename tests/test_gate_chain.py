@@ -103,6 +103,7 @@ def test_a_storm_stops_everything_and_names_what_they_have_in_common(pve: Proxmo
     denied(snapshot(pve_controller, vmid=203), pve, "what they have in common: nas")
 
 
+@pytest.mark.long
 def test_a_backup_is_waited_for_and_its_age_is_shown(pve: Proxmox, pve_controller: Controller) -> None:
     pve.backup([200], seconds=1500)  # fifteen seconds here
     run = snapshot(pve_controller, vmid=200, remediate_backup_pause=2)

@@ -168,10 +168,9 @@ def until(check: t.Callable[[], t.Any], what: str, run: Pausable) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.long  # it waits for the end of a lease that is long enough for a playbook
 @pytest.mark.parametrize("paused", ["before its first write", "with a write in flight"])
-def test_who_was_paused_until_another_took_over_begins_no_write(pve: Proxmox, server: Postgres, tmp_path: Path, whole: bool, paused: str) -> None:
-    if not whole:
-        pytest.skip("it waits for the end of a lease that is long enough for a playbook: --all")
+def test_who_was_paused_until_another_took_over_begins_no_write(pve: Proxmox, server: Postgres, tmp_path: Path, paused: str) -> None:
     with contextlib.closing(Database(server)) as store:
         site = Site(tmp_path, pve, store.options)
         one, two = site.controller("one"), site.controller("two")

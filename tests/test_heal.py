@@ -109,6 +109,7 @@ def test_all_three_are_foretold_healed_and_then_healthy(own_docker: OwnEngine, p
         assert (record["plan"], record["undo"], record["results"]) == ([], [], []), record
 
 
+@pytest.mark.long
 def test_what_fails_hides_nothing_else_and_all_of_it_is_named_at_the_end(own_docker: OwnEngine, pve: Proxmox, pg: Postgres, homelab: Controller) -> None:
     own_docker.run("burner", TWO_CPUS)
     bloat(pg)
@@ -142,6 +143,7 @@ def test_what_fails_hides_nothing_else_and_all_of_it_is_named_at_the_end(own_doc
     assert outcomes(allowed)["gone docker_runaway"] == "needs_human"
 
 
+@pytest.mark.long
 def test_the_run_s_own_word_to_fail_at_once_ends_one_remedy_only(pve: Proxmox, pg: Postgres, tmp_path: Path) -> None:
     controller = Controller(tmp_path, postgresql=pg.options())
     bloat(pg)

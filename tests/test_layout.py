@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import sample
 from tests.lab.engine import BURN, Engine
 from tests.lab.playbooks import COLLECTION, ROOT, Controller
 
@@ -69,10 +70,11 @@ def test_both_archives_hold_the_collection_and_nothing_of_the_project(repository
     assert root <= built["nested"]
 
 
-@pytest.mark.parametrize("source", ["{}/", "{}/ansible_collections/homelab/healer/", "git+file://{}", "git+file://{}#/ansible_collections/homelab/healer"])
-def test_installed_in_every_way_it_works(repository: Path, docker: Engine, controller: Controller, whole: bool, source: str) -> None:
-    if source in ("{}/ansible_collections/homelab/healer/", "git+file://{}") and not whole:
-        pytest.skip("long; whole with --all")
+NESTED = "git+file://{}#/ansible_collections/homelab/healer"
+
+
+@pytest.mark.parametrize("source", sample(["{}/", "{}/ansible_collections/homelab/healer/", "git+file://{}", NESTED], "{}/", NESTED))
+def test_installed_in_every_way_it_works(repository: Path, docker: Engine, controller: Controller, source: str) -> None:
     installed = controller.folder / "installed"
     galaxy("install", source.format(repository), "-p", str(installed), cwd=controller.folder)
     docker.run("app", BURN)

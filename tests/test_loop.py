@@ -14,9 +14,8 @@ from tests.lab.playbooks import ROOT
 from tests.lab.rulebook import missing
 
 
-def test_every_incident_is_closed_and_nothing_is_harmed(whole: bool) -> None:
-    if not whole:
-        pytest.skip("long; whole with --all")
+@pytest.mark.long
+def test_every_incident_is_closed_and_nothing_is_harmed() -> None:
     if os.geteuid() != 0:
         pytest.skip(f"{NO_CONTAINERS}: run the tests as root")
     if missing():

@@ -204,6 +204,7 @@ def test_what_is_not_to_be_touched_is_not(lab: Containers, service: Caller, name
     assert property_of(lab, f"{name}.service", "ActiveState") == "inactive"
 
 
+@pytest.mark.long
 def test_a_long_start_is_waited_for_and_told(lab: Containers, service: Caller) -> None:
     answer, error = call(lxc_service, **{**service.options, "timeout": 2}, name="slow", state="started")
     assert error is not None

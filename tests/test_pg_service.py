@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NO_CONTAINERS
+from tests.conftest import NO_CONTAINERS, sample
 from tests.lab.containers import Containers, NoContainers
 from tests.lab.matrix import CHANGE, Inside, recover
 from tests.lab.playbooks import Controller, Run
@@ -94,6 +94,7 @@ def test_the_missions_own_spellings_and_a_server_that_is_down(lab: Containers, c
     assert answers(lab)
 
 
+@pytest.mark.long
 def test_by_a_connection_of_its_own_where_it_was_down(lab: Containers, controller: Controller) -> None:
     """The server's failure to answer before the change is what the remedy is for, not a thing that cannot be seen."""
     hba = lab[200].root / "etc/postgresql/15/main/pg_hba.conf"
@@ -156,6 +157,7 @@ def test_a_restart_follows_a_reload_that_does_not_help(lab: Containers, controll
         lab.exec(200, ["systemctl", "restart", POSTGRES])
 
 
+@pytest.mark.long
 def test_the_container_is_restarted_last_and_only_where_that_is_allowed(lab: Containers, controller: Controller) -> None:
     lab.exec(200, ["touch", "/run/broken"])
     first = lab[200].pid
@@ -170,6 +172,7 @@ def test_the_container_is_restarted_last_and_only_where_that_is_allowed(lab: Con
     assert answers(lab)
 
 
+@pytest.mark.long
 def test_what_is_still_starting_is_not_broken_off_by_the_next_rung(lab: Containers, controller: Controller) -> None:
     lab.exec(200, ["touch", "/run/slow"])
     first = lab[200].pid
@@ -194,6 +197,7 @@ def test_a_node_that_is_gone_at_the_change_is_recorded_and_not_climbed_over(site
     assert "No route to host" in run.record["why"]
 
 
+@pytest.mark.long
 def test_what_a_module_on_the_node_may_still_do_is_waited_for(site: Inside, lab: Containers, controller: Controller) -> None:
     """Its run is gone, with the whole machine that it was on; whether the module is, only the node can tell."""
     before = run_of(lab)
@@ -240,7 +244,7 @@ def test_a_container_that_has_moved_is_refused_on_the_old_node(lab: Containers, 
     assert "has no container 200" in run.record["why"]
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", sample([1, 2], 1))
 def test_a_run_that_was_killed_as_it_restarted_is_told_by_the_run_of_the_service(lab: Containers, controller: Controller, number: int) -> None:
     """Before its change nothing has happened; after it, the service is another run, and answers."""
     before = run_of(lab)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from ansible_collections.homelab.healer.plugins.filter import platforms
+from tests.conftest import sample
 from tests.lab.awx import SECRET, Awx, wrong_in_survey
 from tests.lab.engine import BURN, LabError, OwnEngine
 from tests.lab.peers import awx as awx_collection
@@ -251,9 +252,8 @@ def test_awx_is_set_up_once_and_foretold_each_time(awx: Awx, awx_setup: Setup) -
     assert SECRET not in json.dumps(awx.lists["credentials"])
 
 
-def test_awx_takes_every_template(awx: Awx, awx_setup: Setup, whole: bool) -> None:
-    if not whole:
-        pytest.skip("long; whole with --all")
+@pytest.mark.long
+def test_awx_takes_every_template(awx: Awx, awx_setup: Setup) -> None:
     run = awx_setup.play(awx_setup_repository=REPOSITORY)
     assert run.returncode == 0, run.output
     assert set(awx.rows("job_templates")) == {f"homelab.healer.{name}" for name in NAMES}
@@ -269,10 +269,9 @@ def test_a_template_that_nobody_knows_is_told(awx: Awx, awx_setup: Setup) -> Non
     assert awx.writes() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("later", [False, True], ids=["2024-10", "later"])
-def test_semaphore_is_set_up_once_and_foretold_each_time(later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
-    if later and not whole:
-        pytest.skip("long; whole with --all")
+def test_semaphore_is_set_up_once_and_foretold_each_time(later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Semaphore(later).running() as server:
         setup = Setup(tmp_path, "semaphore_setup", server, monkeypatch)
         given = {"semaphore_setup_url": f"{server.url}/", "semaphore_setup_repository": REPOSITORY, "semaphore_setup_secrets": SECRETS}
@@ -440,6 +439,7 @@ LOOKED_AT = {"awx_workflow_job_name": platforms.workflow_name(TEMPLATES[NAMES.in
 """What AWX says to a job of the workflow."""
 
 
+@pytest.mark.long
 def test_only_the_plan_that_was_looked_at_is_done(own_docker: OwnEngine, controller: Controller) -> None:
     """As the last node of a workflow runs it, with the first one's result among its extra variables."""
     own_docker.run("app", BURN)
@@ -477,10 +477,8 @@ ODD: dict[str, t.Any] = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_what_names_no_plan_lets_none_be_done(own_docker: OwnEngine, controller: Controller, whole: bool, odd: str) -> None:
-    if odd != "null" and not whole:
-        pytest.skip("long; whole with --all")
+@pytest.mark.parametrize("odd", sample(ODD, "null"))
+def test_what_names_no_plan_lets_none_be_done(own_docker: OwnEngine, controller: Controller, odd: str) -> None:
     own_docker.run("app", BURN)
     run = controller.heal(container="app", cpus="0.2", remediate_only_plans=ODD[odd])
     assert run.returncode != 0, run.output

@@ -245,6 +245,7 @@ def test_alertmanager_is_killed(pve: Proxmox, short: Controller, tmp_path: Path)
     check_ledger(short)
 
 
+@pytest.mark.long
 @needs_alertmanager
 def test_what_is_told_while_there_is_no_rulebook_is_told_again_when_there_is_one(pve: Proxmox, short: Controller, tmp_path: Path) -> None:
     """Prometheus said it once here; in a homelab it says so at each of its evaluations."""
