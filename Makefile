@@ -19,7 +19,7 @@ test-all: ready
 	$(PYTHON) -m pytest --all -m alone
 	$(PYTHON) -m pytest --all -m "not alone" -n 2 --dist loadgroup
 
-# Takes most of an hour. Its last line is "N of N closed".
+# Takes forty minutes to an hour. Its last line is "N of N closed".
 matrix: ready
 	@$(PYTHON) -m tests.lab.matrix
 
